@@ -1,0 +1,77 @@
+"""Writing without loss: every file appears whole under its name, or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import AtelierError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk and give it its name.
+
+    write  called with the temporary path
+    Raises what `write` raises; then nothing stays behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        with open(part, "rb+") as opened:
+            os.fsync(opened.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: object) -> Path:
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a safetensors file; the tensors are made contiguous on the CPU."""
+    ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    return write_whole(path, lambda part: save_file(ready, part, metadata={"format": "pt"} | dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors, and the metadata of its header.
+
+    Raises AtelierError if the file is missing, cut short, or no safetensors file; pickles are never opened.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, "pt") as opened:
+            return {k: opened.get_tensor(k) for k in opened.keys()}, dict(opened.metadata() or {})
+    except FileNotFoundError:
+        raise AtelierError(f"There is no file {path}. Check the name and the folder.") from None
+    except (SafetensorError, OSError) as error:
+        start = path.open("rb").read(60) if path.is_file() else b""
+        if start.startswith(b"version https://git-lfs"):
+            raise AtelierError(f"{path.name} is a Git LFS pointer, not the file. Download it with git lfs pull.") from None
+        raise AtelierError(
+            f"{path.name} is not a whole safetensors file ({error}). Download it again, or convert it to safetensors."
+        ) from None
+
+
+def digest(path: Path, size: int = 16) -> str:
+    """BLAKE2b of a file's bytes as hex, `size` bytes long."""
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=size)).hexdigest()
+
+
+def digest_of(*parts: object, size: int = 16) -> str:
+    """BLAKE2b of some plain values as hex: a key for what depends on just these."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=size).hexdigest()

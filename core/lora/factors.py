@@ -1,0 +1,105 @@
+"""Low-rank deltas as factors: what a LoRA says about one layer, and exact algebra on it.
+
+A delta is `scale * up @ down`, and a weighted sum of deltas is again up @ down with the ranks added. Its best
+approximation of a lower rank (Eckart-Young) needs no dense matrix: Gram matrices of the factors in float64 and the SVD
+of a small core give it exactly.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import AtelierError
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One layer's delta: up [out, R], down [R, in], alpha; delta = alpha / R * up @ down."""
+
+    up: Tensor
+    down: Tensor
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if self.up.dim() != 2 or self.down.dim() != 2 or self.up.shape[1] != self.down.shape[0]:
+            raise AtelierError(
+                f"A layer has up {list(self.up.shape)} and down {list(self.down.shape)}, which do not fit together. "
+                "The file is damaged or not a plain LoRA; save it again."
+            )
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def folded(self) -> "Factors":
+        """The same delta in float32 with its scale in `up`, so that alpha equals the rank."""
+        return Factors(self.up.float() * self.scale, self.down.float(), float(self.rank))
+
+    def delta(self) -> Tensor:
+        """The dense delta, [out, in] float32."""
+        return self.scale * (self.up.float() @ self.down.float())
+
+
+def weighted_sum(parts: Sequence[tuple[float, Factors]]) -> Factors:
+    """Sum of weight * delta, exactly: the factors side by side, ranks added.
+
+    parts  weights and factors of one layer; same in and out sizes
+    ->     float32 factors with alpha equal to the rank
+    Raises AtelierError if the sizes differ.
+    """
+    shapes = {(p.up.shape[0], p.down.shape[1]) for _, p in parts}
+    if len(shapes) > 1:
+        (a, b), (c, d) = sorted(shapes)[:2]
+        raise AtelierError(f"The LoRAs change layers of {a} x {b} and {c} x {d}. Merge LoRAs of the same base model.")
+    up = torch.cat([weight * p.scale * p.up.float() for weight, p in parts], 1)
+    down = torch.cat([p.down.float() for _, p in parts], 0)
+    return Factors(up, down, float(down.shape[0]))
+
+
+def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
+    """The best approximation of a delta at a lower rank, in the Frobenius norm.
+
+    factors  any
+    rank     1 or more; what already fits is kept as it is
+    ->       float32 factors with alpha equal to the rank, and the share of the delta's energy they keep in 0..1
+    Source: Eckart and Young 1936, on Gram matrices in float64.
+    """
+    if rank < 1:
+        raise AtelierError(f"The rank is {rank}. Choose a rank of 1 or more.")
+    if factors.rank <= rank:
+        return factors.folded(), 1.0
+    left, sigma, right = singular_factors(factors)
+    total, kept = sigma.square().sum().item(), sigma[:rank].square().sum().item()
+    root = sigma[:rank].sqrt()
+    up, down = left[:, :rank] * root, root[:, None] * right[:rank]
+    return Factors(up.float(), down.float(), float(up.shape[1])), (kept / total if total else 1.0)
+
+
+def singular_factors(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin SVD of a delta from its factors: left [out, k], sigma [k] falling, right [k, in], float64.
+
+    k is the number of directions that stand above rounding, at least 1.
+    """
+    up, down = factors.up.double() * factors.scale, factors.down.double()
+    from_up, root_up = _orthonormal(up.T @ up)
+    from_down, root_down = _orthonormal(down @ down.T)
+    core = (root_up[:, None] * (from_up.T @ from_down)) * root_down
+    p, sigma, q = torch.linalg.svd(core, full_matrices=False)
+    left = up @ (from_up / root_up) @ p
+    right = q @ (from_down / root_down).T @ down
+    return left, sigma, right
+
+
+def _orthonormal(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors [R, k] of a Gram matrix and the roots [k] of its eigenvalues, those at rounding left out."""
+    values, vectors = torch.linalg.eigh(gram)
+    floor = max(values[-1].item() * len(values) * torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny)
+    solid = values > floor
+    solid[-1] = True
+    return vectors[:, solid], values[solid].clamp(min=floor).sqrt()

@@ -1,0 +1,238 @@
+"""One reader and one writer for Flux.1 LoRA files in the three layouts people exchange.
+
+*kohya*: `lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight`, fused, with `.alpha`; the default, because ComfyUI's
+weight loader, its bypass loader and diffusers all read it right.
+*comfy*: `diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight`, fused, with `.alpha`.
+*diffusers*: `transformer.transformer_blocks.0.attn.to_q.lora_A.weight`, split; the scale is folded into B, because alpha
+tensors and the header's `lora_adapter_metadata` are each read by one side only.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import AtelierError
+from ..files import read_tensors, write_tensors
+from ..flux.layout import FluxShape, Piece, pieces, swap_halves
+from .factors import Factors
+
+Layout = Literal["kohya", "comfy", "diffusers"]
+DOWN = (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight")
+UP = (".lora_up.weight", ".lora_B.weight", ".lora_B.default.weight")
+ALPHA = ".alpha"
+BLOCK = re.compile(r"(?P<kind>double_blocks|single_blocks|transformer_blocks|single_transformer_blocks)[._](?P<n>\d+)[._]")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA in memory: factors by the original module name, with the header's metadata.
+
+    `unknown` lists keys that mean nothing here; they are told, never dropped in silence.
+    """
+
+    modules: dict[str, Factors]
+    layout: Layout
+    metadata: dict[str, str] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """The highest rank of any layer."""
+        return max(f.rank for f in self.modules.values())
+
+
+def read_lora(path: Path) -> Lora:
+    """Read a LoRA file of any of the three layouts; raises AtelierError if it is none."""
+    tensors, metadata = read_tensors(path)
+    return parse_lora(tensors, metadata, Path(path).name)
+
+
+def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> Lora:
+    """Sort a LoRA's tensors into factors by module.
+
+    tensors   the file's, or a LORA_MODEL's
+    metadata  the header's
+    name      what to call it in errors
+    Raises AtelierError if no key is a Flux.1 LoRA's, or a pair is incomplete.
+    """
+    found, alphas, unknown = _gather(tensors)
+    if not found:
+        raise AtelierError(f"{name} has {len(tensors)} tensors but no Flux.1 LoRA layer. Choose a LoRA for Flux.1.")
+    halves = [m for m, pair in found.items() if len(pair) < 2]
+    if halves:
+        raise AtelierError(f"{name} has only one of the two factors of {halves[0]}. The file is damaged; save it again.")
+    header = _header_alphas(metadata)
+    parts = {}
+    for module, pair in found.items():
+        rank = pair["down"].shape[0]
+        alpha = alphas.get(module, header(module, rank))
+        parts[module] = Factors(pair["up"], pair["down"], float(alpha))
+    fused, layout = _fuse(parts, name)
+    return Lora(fused, layout, dict(metadata), tuple(unknown))
+
+
+def _gather(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, float], list[str]]:
+    """Pair up the factors: by module key, the alphas, and the keys that are neither."""
+    found: dict[str, dict[str, Tensor]] = {}
+    alphas: dict[str, float] = {}
+    unknown = []
+    for key, value in tensors.items():
+        for which, endings in (("down", DOWN), ("up", UP)):
+            ending = next((e for e in endings if key.endswith(e)), None)
+            if ending and value.dim() == 2 and module_name(key.removesuffix(ending)):
+                found.setdefault(key.removesuffix(ending), {})[which] = value
+                break
+        else:
+            if key.endswith(ALPHA) and module_name(key.removesuffix(ALPHA)):
+                alphas[key.removesuffix(ALPHA)] = float(value)
+            else:
+                unknown.append(key)
+    return found, alphas, unknown
+
+
+def _header_alphas(metadata: Mapping[str, str]):
+    """Alpha of a module as peft's header tells it; the rank where the header says nothing."""
+    try:
+        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except json.JSONDecodeError:
+        config = {}
+    config = {k.removeprefix("transformer."): v for k, v in config.items()}
+
+    def alpha(module: str, rank: int) -> float:
+        bare = module.removeprefix("transformer.")
+        patterns = config.get("alpha_pattern") or {}
+        value = next((v for k, v in patterns.items() if bare.endswith(k)), config.get("lora_alpha", rank))
+        return value * rank**0.5 if config.get("use_rslora") else value
+
+    return alpha
+
+
+@cache
+def _names() -> dict[str, tuple[Piece, int]]:
+    """Every way to name a module: block index as `#`, mapped to its piece and its place in it (-1: the whole)."""
+    table = {}
+    for piece in pieces(FluxShape(128, 1, 1, 64, 64, 64, True, 512)):
+        original = BLOCK.sub(r"\g<kind>.#.", piece.original)
+        table[f"diffusion_model.{original}"] = table[original] = piece, -1
+        table["lora_unet_" + original.replace(".", "_")] = piece, -1
+        for place, name in enumerate(piece.diffusers):
+            name = BLOCK.sub(r"\g<kind>.#.", name)
+            table[f"transformer.{name}"] = table[name] = piece, place
+            table["lora_transformer_" + name.replace(".", "_")] = piece, place
+    return table
+
+
+def module_name(key: str) -> tuple[str, Piece, int] | None:
+    """Original module name, piece and place of a module key in any layout, or None."""
+    block = BLOCK.search(key)
+    general = key
+    if block:
+        separator = key[block.end() - 1]
+        general = key[: block.start()] + f"{block['kind']}{separator}#{separator}" + key[block.end() :]
+    entry = _names().get(general)
+    if entry is None:
+        return None
+    piece, place = entry
+    number = block["n"] if block else ""
+    return re.sub(r"_blocks\.0\.", f"_blocks.{number}.", piece.original), piece, place
+
+
+def _fuse(parts: dict[str, Factors], name: str) -> tuple[dict[str, Factors], Layout]:
+    """Bring factors to original names; split projections become one block-diagonal pair, exactly."""
+    modules: dict[str, Factors] = {}
+    split: dict[str, dict[int, Factors]] = {}
+    kinds: dict[str, Piece] = {}
+    layout: Layout = "comfy"
+    for key, factors in parts.items():
+        original, piece, place = module_name(key)
+        kinds[original] = piece
+        if key.startswith("lora_unet_"):
+            layout = "kohya"
+        if place < 0:
+            modules[original] = factors
+        else:
+            layout = "diffusers"
+            split.setdefault(original, {})[place] = factors
+    for original, places in split.items():
+        modules[original] = _join(kinds[original], places, name)
+    return modules, layout
+
+
+def _join(piece: Piece, places: dict[int, Factors], name: str) -> Factors:
+    """Factors of a fused module from those of its split parts."""
+    if len(piece.diffusers) == 1:
+        only = places[0]
+        return Factors(swap_halves(only.up), only.down, only.alpha) if piece.swapped else only
+    first = next(iter(places.values()))
+    hidden = first.down.shape[1]
+    sizes = [r * hidden for r in piece.rows]
+    for place, factors in places.items():
+        if factors.up.shape[0] != sizes[place] and place < len(sizes) - 1:
+            raise AtelierError(
+                f"{name} has {factors.up.shape[0]} rows for {piece.diffusers[place]}, not {sizes[place]}. "
+                "It was made for another model; choose a LoRA for Flux.1."
+            )
+        sizes[place] = factors.up.shape[0]
+    shared = all(f.down.shape == first.down.shape and torch.equal(f.down, first.down) for f in places.values())
+    if shared:
+        up = first.up.new_zeros(sum(sizes), first.rank, dtype=torch.float32)
+        for place, factors in places.items():
+            start = sum(sizes[:place])
+            up[start : start + sizes[place]] = factors.up.float() * factors.scale
+        return Factors(up, first.down.float(), float(first.rank))
+    rank = sum(f.rank for f in places.values())
+    up, at, downs = first.up.new_zeros(sum(sizes), rank, dtype=torch.float32), 0, []
+    for place, factors in sorted(places.items()):
+        start = sum(sizes[:place])
+        up[start : start + sizes[place], at : at + factors.rank] = factors.up.float() * factors.scale
+        at += factors.rank
+        downs.append(factors.down.float())
+    return Factors(up, torch.cat(downs), float(rank))
+
+
+def to_layout(lora: Lora, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A LoRA's tensors in one of the layouts, ready for a file or a loader.
+
+    dtype  of the factors; alphas stay float32, where every value is exact
+    """
+    out: dict[str, Tensor] = {}
+    for module, factors in lora.modules.items():
+        if layout == "diffusers":
+            out |= _split(module, factors, dtype)
+            continue
+        key = "lora_unet_" + module.replace(".", "_") if layout == "kohya" else f"diffusion_model.{module}"
+        down, up = ("lora_down", "lora_up") if layout == "kohya" else ("lora_A", "lora_B")
+        out[f"{key}.{down}.weight"] = factors.down.to(dtype)
+        out[f"{key}.{up}.weight"] = factors.up.to(dtype)
+        out[f"{key}{ALPHA}"] = torch.tensor(factors.alpha, dtype=torch.float32)
+    return out
+
+
+def _split(module: str, factors: Factors, dtype: torch.dtype) -> dict[str, Tensor]:
+    """diffusers' tensors of one module: every part shares `down` and takes its rows of `up`."""
+    _, piece, _ = module_name(module)
+    number = BLOCK.search(module)
+    folded = factors.folded()
+    up = swap_halves(folded.up) if piece.swapped else folded.up
+    sizes = piece.sizes(len(up), factors.down.shape[1])
+    out = {}
+    for name, rows in zip(piece.diffusers, up.split(sizes), strict=True):
+        if number:
+            name = re.sub(r"_blocks\.0\.", f"_blocks.{number['n']}.", name)
+        out[f"transformer.{name}.lora_A.weight"] = folded.down.to(dtype)
+        out[f"transformer.{name}.lora_B.weight"] = rows.to(dtype)
+    return out
+
+
+def write_lora(path: Path, lora: Lora, layout: Layout = "kohya", dtype: torch.dtype = torch.float16) -> Path:
+    """Write a LoRA file, whole or not at all; the metadata goes into its header."""
+    metadata = {k: v for k, v in lora.metadata.items() if k not in ("lora_adapter_metadata", "format")}
+    tensors = {k: v.clone() for k, v in to_layout(lora, layout, dtype).items()}  # shared factors become their own
+    return write_tensors(path, tensors, metadata)

@@ -1,0 +1,52 @@
+"""Merging LoRAs: the weighted sum of their true deltas, kept whole or re-compressed to a rank."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import AtelierError
+from .factors import truncate, weighted_sum
+from .formats import Lora
+
+KEPT_METADATA = ("modelspec.architecture", "ss_base_model_version")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged LoRA, and the share of the sum's energy it keeps over all layers."""
+
+    lora: Lora
+    kept: float
+
+
+def merge(loras: Sequence[tuple[str, float, Lora]], rank: int = 0) -> Merged:
+    """Add LoRAs up: sum of weight * delta, layer by layer.
+
+    A layer that some of them lack gets the sum of the others.
+
+    loras  (name, weight, LoRA) of each
+    rank   of the result; 0 keeps the sum exact, with the ranks added
+    Raises AtelierError if there are none, or they fit different base models.
+    """
+    if not loras:
+        raise AtelierError("There is no LoRA to merge. Connect at least one.")
+    modules, kept, total = {}, 0.0, 0.0
+    for module in dict.fromkeys(m for _, _, lora in loras for m in lora.modules):
+        summed = weighted_sum([(w, lora.modules[module]) for _, w, lora in loras if module in lora.modules])
+        energy = ((summed.up.T @ summed.up).double() * (summed.down @ summed.down.T).double()).sum().item()
+        modules[module], share = truncate(summed, rank) if rank else (summed, 1.0)
+        kept, total = kept + share * energy, total + energy
+    return Merged(Lora(modules, "kohya", _metadata(loras, rank)), kept / total if total > 0 else 1.0)
+
+
+def _metadata(loras: Sequence[tuple[str, float, Lora]], rank: int) -> dict[str, str]:
+    """What a merged file says of itself: its sources, and every source's trigger words."""
+    triggers = [lora.metadata.get("modelspec.trigger_phrase", "") for _, _, lora in loras]
+    merged = {"modelspec.trigger_phrase": ", ".join(dict.fromkeys(t for t in triggers if t))}
+    for key in KEPT_METADATA:
+        values = {lora.metadata[key] for _, _, lora in loras if key in lora.metadata}
+        if len(values) == 1:
+            merged[key] = values.pop()
+    recipe = {"merge": [{"name": name, "weight": weight} for name, weight, _ in loras], "rank": rank}
+    merged["flux_atelier.recipe"] = json.dumps(recipe)
+    return {k: v for k, v in merged.items() if v}

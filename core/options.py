@@ -1,0 +1,91 @@
+"""Options are written once: one frozen pydantic model per subject.
+
+Its fields are the TOML keys of a run, the flags of a command and the widgets of a node; an unknown key is an error
+that names the nearest one.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import AtelierError
+
+
+class Options(BaseModel):
+    """Base of all option models: frozen, unknown keys refused, every field described."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Model = TypeVar("Model", bound=Options)
+
+
+def parse(kind: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """Check values against an option model.
+
+    kind    the option model
+    values  as they came from TOML, a command line or a node
+    where   how the person knows this place ("config.toml", "Train LoRA")
+    Raises AtelierError for the first thing that does not fit.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise AtelierError(explain(kind, error, where)) from None
+
+
+def explain(kind: type[Options], error: ValidationError, where: str) -> str:
+    """Say the first problem of a validation error in two sentences."""
+    first = error.errors()[0]
+    path = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), known_keys(kind), 1)
+        hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known_keys(kind))}."
+        return f"{where} has no option called {path}. {hint}"
+    return f"{where}: {path} is {first['input']!r}. {first['msg'].removeprefix('Value error, ')}."
+
+
+def known_keys(kind: type[Options]) -> list[str]:
+    """Every key of an option model, those of its tables included."""
+    keys = []
+    for name, field in kind.model_fields.items():
+        keys.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
+            keys += known_keys(field.annotation)
+    return keys
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; raises AtelierError with the line that is wrong."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AtelierError(f"There is no file {path}. Give the path of a .toml file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise AtelierError(f"{path} is not valid TOML: {error}. Correct that place.") from None
+
+
+def to_toml(options: Options) -> str:
+    """Write an option model as TOML, one table per nested model, each key under its description."""
+    lines, tables = [], []
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        if isinstance(value, Options):
+            tables.append(f"\n[{name}]\n{to_toml(value)}")
+        elif value is not None:
+            lines.append(f"# {field.description}\n{name} = {_literal(value)}")
+    return "\n".join(lines) + "\n" + "".join(tables)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_literal(v) for v in value) + "]"
+    return repr(value)

@@ -1,0 +1,158 @@
+"""Latents and text states on disk, keyed by what they are made from and found by sample, never by step.
+
+A latent's key is the picture's bytes, its bucket and the VAE; a text's key is the caption and the text encoders. So an
+edited caption encodes that text again and nothing else, and two runs share what they have in common.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.dataset.buckets import Bucket, choose_bucket, make_buckets
+from ..core.dataset.captions import training_captions
+from ..core.dataset.folder import open_picture
+from ..core.dataset.record import Dataset, Row
+from ..core.errors import AtelierError
+from ..core.files import digest_of, read_tensors, write_tensors
+from ..core.images import fit_to, to_tensor
+from .config import DataOptions
+
+log = logging.getLogger("flux_atelier")
+
+
+class Encoder(Protocol):
+    """Makes latents and text states; the graph's VAE and CLIP, or diffusers and transformers."""
+
+    vae_id: str
+    text_id: str
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in -1..1 -> [B, 16, H / 8, W / 8] in the model's own scale."""
+        ...
+
+    def encode_text(self, text: str) -> tuple[Tensor, Tensor]:
+        """A prompt -> T5 states [N, D] and CLIP's pooled vector [P]."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, 16, h, w] in the model's own scale -> [B, 3, 8 h, 8 w] in 0..1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training picture: where its latent and its texts lie in the cache."""
+
+    id: str
+    name: str
+    height: int
+    width: int
+    latent: str
+    texts: tuple[str, ...]
+    split: str = "train"
+
+    @property
+    def tokens(self) -> int:
+        return self.height * self.width // 4
+
+
+class Cache:
+    """A folder of tensors by key, with those in use kept in memory."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self._held: dict[str, tuple[Tensor, ...]] = {}
+
+    def path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def has(self, key: str) -> bool:
+        return key in self._held or self.path(key).is_file()
+
+    def put(self, key: str, *tensors: Tensor) -> None:
+        self._held[key] = tuple(t.detach().cpu().contiguous() for t in tensors)
+        write_tensors(self.path(key), {str(i): t for i, t in enumerate(self._held[key])})
+
+    def get(self, key: str) -> tuple[Tensor, ...]:
+        if key not in self._held:
+            tensors, _ = read_tensors(self.path(key))
+            self._held[key] = tuple(tensors[str(i)] for i in range(len(tensors)))
+        return self._held[key]
+
+    def usable(self, key: str) -> bool:
+        """Whether a key can be read; a damaged file is removed so that it is made again."""
+        if not self.has(key):
+            return False
+        try:
+            self.get(key)
+        except AtelierError as error:
+            log.warning("A cached tensor could not be read and is made again: %s", error)
+            self.path(key).unlink(missing_ok=True)
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample, as the encoding goes on; `made` says whether anything had to be encoded."""
+
+    sample: Sample
+    done: int
+    total: int
+    made: bool
+
+
+def text_key(text: str, encoder: Encoder) -> str:
+    return digest_of("text", text, encoder.text_id)
+
+
+def put_text(text: str, encoder: Encoder, cache: Cache) -> tuple[str, bool]:
+    """Encode a text into the cache unless it is there; returns its key and whether it was made."""
+    key = text_key(text, encoder)
+    if cache.usable(key):
+        return key, False
+    states, pooled = encoder.encode_text(text)
+    cache.put(key, states.half() if states.abs().max() < 6e4 else states.bfloat16(), pooled.float())
+    return key, True
+
+
+def encode(dataset: Dataset, encoder: Encoder, options: DataOptions, cache: Cache) -> Iterator[Encoded]:
+    """Encode the kept rows of a dataset that the cache does not hold yet, one sample at a time.
+
+    Stopping in the middle loses nothing; the next call goes on.
+    Raises AtelierError if no picture is left, or one has no caption and there is no trigger word.
+    """
+    rows = [row for row in dataset.rows if row.kept]
+    if not rows:
+        raise AtelierError(
+            f"None of the {len(dataset.rows)} pictures of {dataset.root} is kept. Loosen the curation or add pictures."
+        )
+    buckets = make_buckets(options.resolution) if options.buckets else [Bucket(options.resolution, options.resolution)]
+    put_text("", encoder, cache)
+    for done, row in enumerate(rows, 1):
+        captions = training_captions(row, options.trigger)
+        bucket = choose_bucket(row.width, row.height, buckets)
+        key, made = _put_latent(row, dataset, bucket, encoder, cache)
+        texts = [put_text(caption, encoder, cache) for caption in captions]
+        sample = Sample(
+            id=row.id, name=row.path, height=bucket.height // 8, width=bucket.width // 8, latent=key,
+            texts=tuple(k for k, _ in texts), split=row.split,
+        )  # fmt: skip
+        yield Encoded(sample, done, len(rows), made or any(m for _, m in texts))
+
+
+def _put_latent(row: Row, dataset: Dataset, bucket: Bucket, encoder: Encoder, cache: Cache) -> tuple[str, bool]:
+    key = digest_of("latent", row.digest, bucket.width, bucket.height, encoder.vae_id)
+    if cache.usable(key):
+        return key, False
+    picture = fit_to(open_picture(dataset.file(row)), bucket.width, bucket.height)
+    latent = encoder.encode_pixels(to_tensor(picture)[None] * 2 - 1)[0].float()
+    if not torch.isfinite(latent).all():
+        raise AtelierError(f"The VAE made a non-finite latent of {row.path}. Run the VAE in float32 (--fp32-vae).")
+    cache.put(key, latent)
+    return key, True

@@ -1,0 +1,10 @@
+"""Where nano-flux lies in this folder."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "model"
+TRANSFORMER = FOLDER / "nano-flux.safetensors"
+VAE = FOLDER / "nano-flux-vae.safetensors"
+CLIP = FOLDER / "clip"
+T5 = FOLDER / "t5"
+T5_LENGTH = 16  # tokens a prompt is padded to; longer prompts grow

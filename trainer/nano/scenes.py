@@ -1,0 +1,210 @@
+"""Scenes of one coloured shape on a textured background, drawn with their captions: what nano-flux learns from.
+
+Everything is a signed distance over a pixel grid, so a batch is a few tensor operations and a scene is the same for
+the same seed on every machine. A fixed share of the prompts is held out and never drawn for training.
+
+Run `python -m flux_atelier nano scenes OUT --count 24` to look at some.
+"""
+
+import hashlib
+import itertools
+import random
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+SIZES = {"small": 10.0, "medium": 14.0, "large": 18.0}
+PLACES = {
+    "in the center": (0.0, 0.0),
+    "on the left": (-12.0, 0.0),
+    "on the right": (12.0, 0.0),
+    "at the top": (0.0, -12.0),
+    "at the bottom": (0.0, 12.0),
+}
+TEXTURES = ("plain", "striped", "dotted", "checkered")
+COLORS = {
+    "red": (214, 40, 40),
+    "green": (40, 156, 64),
+    "blue": (44, 80, 208),
+    "yellow": (244, 214, 52),
+    "purple": (140, 52, 168),
+    "orange": (240, 132, 32),
+    "white": (244, 244, 244),
+    "black": (24, 24, 24),
+}
+SIDE = 64  # pixels; every length above is in pixels of a 64-pixel picture
+BRUSHES = ((4.6, 13.0, 34.0, 0.0), (2.2, 6.0, 16.0, 44.0), (1.1, 3.0, 10.0, 36.0))  # width, length, spread, tolerance
+ZOOM = 4  # strokes are drawn at this many times the picture's size
+HELD_OUT = 16  # one prompt in so many is never drawn for training
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One shape on one background, in the words of its caption."""
+
+    shape: str
+    color: str
+    size: str
+    place: str
+    texture: str
+    background: str
+
+    @property
+    def caption(self) -> str:
+        return f"a {self.size} {self.color} {self.shape} {self.place}, {self.texture} {self.background} background"
+
+    @property
+    def held_out(self) -> bool:
+        return int.from_bytes(hashlib.blake2b(self.caption.encode(), digest_size=4).digest(), "little") % HELD_OUT == 0
+
+
+def second_tone(color: str) -> tuple[float, float, float]:
+    """The other tone of a textured background: darker, or lighter for black."""
+    r, g, b = COLORS[color]
+    return (78.0, 78.0, 78.0) if color == "black" else (r * 0.76, g * 0.76, b * 0.76)
+
+
+@cache
+def every_scene() -> tuple[Scene, ...]:
+    """All prompts, in a fixed order; a shape never has the colour of its background."""
+    return tuple(
+        Scene(shape, color, size, place, texture, background)
+        for shape, color, size, place, texture, background in itertools.product(
+            SHAPES, COLORS, SIZES, PLACES, TEXTURES, COLORS
+        )
+        if color != background
+    )
+
+
+def draw_prompts(count: int, seed: int, held_out: bool = False) -> list[Scene]:
+    """Choose scenes at random, with repeats for training and without for the held-out ones.
+
+    count     how many
+    seed      of the choice
+    held_out  True: only prompts that training never sees
+    """
+    pool = [s for s in every_scene() if s.held_out == held_out]
+    rng = random.Random(seed)
+    return rng.sample(pool, count) if held_out else rng.choices(pool, k=count)
+
+
+def shape_distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+    """Signed distance in pixels to the outline of a shape; negative inside.
+
+    shape   one of SHAPES
+    x, y    [..., H, W]  pixel positions relative to the shape's centre, y downwards
+    radius  broadcastable half extent in pixels
+    """
+    if shape == "circle":
+        return torch.hypot(x, y) - radius
+    if shape == "ring":
+        return (torch.hypot(x, y) - radius * 0.74).abs() - radius * 0.26
+    if shape == "square":
+        return torch.maximum(x.abs(), y.abs()) - radius * 0.9
+    if shape == "cross":
+        upright = torch.maximum(x.abs() - radius * 0.32, y.abs() - radius)
+        lying = torch.maximum(x.abs() - radius, y.abs() - radius * 0.32)
+        return torch.minimum(upright, lying)
+    side = (2 * x.abs() - y - radius) / 5**0.5  # apex at the top, base as wide as it is tall
+    return torch.maximum(side, y - radius)
+
+
+def texture_share(texture: str, x: Tensor, y: Tensor, phase: Tensor) -> Tensor:
+    """Share of the second tone at every pixel, in [0, 1].
+
+    texture  one of TEXTURES
+    x, y     [..., H, W]  pixel positions
+    phase    [..., 2, 1, 1]  shift in pixels
+    """
+    x, y = x + phase[..., 0, :, :], y + phase[..., 1, :, :]
+    if texture == "striped":
+        return _soft(torch.sin((x + y) * (2 * torch.pi / 16)) * 2.5)
+    if texture == "dotted":
+        dx, dy = x.remainder(16) - 8, y.remainder(16) - 8
+        return _soft(4.2 - torch.hypot(dx, dy))
+    if texture == "checkered":
+        wave = torch.sin(x * (torch.pi / 12)) * torch.sin(y * (torch.pi / 12))
+        return _soft(wave * 4)
+    return torch.zeros_like(x)
+
+
+def _soft(signed: Tensor) -> Tensor:
+    """Anti-aliased step: 1 where positive, a one-pixel ramp at the edge."""
+    return (signed + 0.5).clamp(0, 1)
+
+
+def draw(scenes: list[Scene], seed: int, side: int = SIDE) -> Tensor:
+    """Draw scenes, each a little different in place, size, tone and phase.
+
+    scenes  B of them
+    seed    of the small differences
+    side    pixels; a multiple of 8
+    ->      [B, 3, side, side]  float32 in 0..1
+    """
+    rng = torch.Generator().manual_seed(seed)
+    unit = SIDE / side
+    axis = (torch.arange(side) + 0.5) * unit - SIDE / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    out = torch.empty(len(scenes), 3, side, side)
+    for i, scene in enumerate(scenes):
+        jitter = torch.rand(10, generator=rng) * 2 - 1
+        cx, cy = PLACES[scene.place]
+        radius = SIZES[scene.size] * (1 + 0.06 * jitter[0])
+        px, py = x - cx - 1.5 * jitter[1], y - cy - 1.5 * jitter[2]
+        inside = (0.5 - shape_distance(scene.shape, px, py, radius) / unit).clamp(0, 1)
+        phase = (jitter[3:5] * 8).view(2, 1, 1)
+        tone = texture_share(scene.texture, x, y, phase)
+        first, second, front = (
+            torch.tensor(c).view(3, 1, 1)
+            for c in (COLORS[scene.background], second_tone(scene.background), COLORS[scene.color])
+        )
+        picture = torch.lerp(first.float(), second.float(), tone)
+        out[i] = torch.lerp(picture, front + 6 * jitter[5:8].view(3, 1, 1), inside)
+    return (out / 255).clamp(0, 1)
+
+
+def paint(picture: Tensor, seed: int) -> Tensor:
+    """Paint a picture again with brush strokes: the style that the demo's LoRA learns.
+
+    Coarse to fine, as in Hertzmann, "Painterly Rendering with Curved Brush Strokes of Multiple Sizes" (1998): broad
+    slanted strokes cover a warm ground, finer ones are laid only where the painting still misses the picture. Every
+    stroke takes the colour under its middle, warmer and paler, with a light bristle along its upper edge.
+
+    picture  [3, H, W]  0..1
+    seed     of the strokes
+    ->       [3, H, W]  0..1
+    """
+    rng = np.random.default_rng(seed)
+    source = picture.permute(1, 2, 0).numpy() * 255.0
+    target = source * (0.80, 0.78, 0.70) + (44, 34, 14)
+    height, width = source.shape[:2]
+    canvas = Image.new("RGB", (width * ZOOM, height * ZOOM), (226, 204, 164))
+    pen = ImageDraw.Draw(canvas)
+    for thick, length, spread, tolerance in BRUSHES:
+        painted = np.asarray(canvas.resize((width, height), Image.Resampling.BOX), dtype=np.float64)
+        missed = np.abs(painted - target).mean(-1)
+        for _ in range(int(2.2 * width * height / (thick * length))):
+            x, y = rng.uniform(0, width), rng.uniform(0, height)
+            at = min(int(y), height - 1), min(int(x), width - 1)
+            color = target[at] + rng.normal(0, spread)
+            angle = rng.normal(-0.9, 0.14)
+            if missed[at] >= tolerance:
+                _stroke(pen, (x, y), angle, length, thick, color)
+    small = canvas.resize((width, height), Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1).float() / 255
+
+
+def _stroke(pen: ImageDraw.ImageDraw, centre, angle: float, length: float, thick: float, color) -> None:
+    """One stroke: a body, and a lighter bristle along its upper edge."""
+    dx, dy = np.cos(angle) * length / 2, np.sin(angle) * length / 2
+    nx, ny = np.sin(angle) * thick / 3, -np.cos(angle) * thick / 3
+    (cx, cy), body = centre, np.clip(color, 0, 255)
+    ends = np.array([cx - dx, cy - dy, cx + dx, cy + dy]) * ZOOM
+    pen.line(list(ends), fill=tuple(int(c) for c in body), width=max(1, round(thick * ZOOM)))
+    edge = ends + np.array([nx, ny, nx, ny]) * ZOOM
+    pen.line(list(edge), fill=tuple(int(c) for c in np.clip(body + 34, 0, 255)), width=max(1, round(thick * ZOOM / 4)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from .errors import AtelierError
 
@@ -57,6 +58,42 @@ def known_keys(kind: type[Options]) -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
             keys += known_keys(field.annotation)
     return keys
+
+
+def leaves(kind: type[Options]) -> dict[str, FieldInfo]:
+    """Every option that is no table, by its bare name, tables in order; names are unique across the tables.
+
+    These names are the command's flags and the node's inputs.
+    """
+    found: dict[str, FieldInfo] = {}
+    for name, field in kind.model_fields.items():
+        table = field.annotation
+        if isinstance(table, type) and issubclass(table, Options):
+            found |= leaves(table)
+        else:
+            found[name] = field
+    return found
+
+
+def nest(kind: type[Options], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort bare names into the tables they belong to; unknown names stay at the top, for parse to refuse."""
+    nested: dict[str, Any] = dict(flat)
+    for name, field in kind.model_fields.items():
+        table = field.annotation
+        if isinstance(table, type) and issubclass(table, Options):
+            inner = {k: nested.pop(k) for k in leaves(table) if k in nested}
+            if inner:
+                nested[name] = nest(table, inner)
+    return nested
+
+
+def flat(options: Options) -> dict[str, Any]:
+    """An option model's values by their bare names."""
+    values: dict[str, Any] = {}
+    for name in type(options).model_fields:
+        value = getattr(options, name)
+        values |= flat(value) if isinstance(value, Options) else {name: value}
+    return values
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -52,3 +52,8 @@ def comfyui() -> Path:
     if COMFYUI is None:
         pytest.skip("no ComfyUI checkout: set COMFYUI_PATH, or put one at ~/ComfyUI")
     return COMFYUI
+
+
+# Helpers beside the tests are imported by their plain names.
+for folder in ("trainer", "core", "comfyui"):
+    sys.path.append(str(ROOT / "tests" / folder))

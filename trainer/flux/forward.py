@@ -152,6 +152,10 @@ def rope_tables(h: int, w: int, words: int, device: torch.device) -> tuple[Tenso
 
 
 def rotate(cos: Tensor, sin: Tensor, x: Tensor) -> Tensor:
-    """Turn neighbouring feature pairs of [B, heads, N, 128] by their position's angles, in float32."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    """Turn neighbouring feature pairs of [B, heads, N, 128] by their position's angles, in float32 or finer."""
+    even, odd = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

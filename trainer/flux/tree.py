@@ -11,21 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.flux.layout import FluxShape
-from .forward import flux_forward
+from .forward import at_least_float32, flux_forward
 
 MakeLinear = Callable[[str, int, int], nn.Module]  # (module name, in features, out features)
 MakeNorm = Callable[[str], nn.Module]
 
 
 class Norm(nn.Module):
-    """Root mean square norm over one head of 128, in float32."""
+    """Root mean square norm over one head of 128, in float32 or finer."""
 
     def __init__(self, scale: Tensor):
         super().__init__()
         self.scale = nn.Parameter(scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], self.scale.float(), 1e-6).to(x.dtype)
+        exact = at_least_float32(x)
+        return F.rms_norm(exact, x.shape[-1:], self.scale.to(exact.dtype), 1e-6).to(x.dtype)
 
 
 def plain_linear(name: str, width: int, out: int) -> nn.Module:

@@ -53,7 +53,9 @@ def reconstruction_loss(vae: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]
     return (output.float() - pixels).square().mean(), moments
 
 
-def train(steps: int, seed: int, rate: float, start: Path | None, batch: int = 16) -> tuple[nn.Module, list[float]]:
+def train(
+    steps: int, seed: int, rate: float, start: Path | None, decoder_only: bool, batch: int = 16
+) -> tuple[nn.Module, list[float]]:
     """Train the VAE with AdamW and a cosine schedule, from scratch or from a file; returns it with its loss curve."""
     from diffusers import AutoencoderTiny
 
@@ -62,6 +64,7 @@ def train(steps: int, seed: int, rate: float, start: Path | None, batch: int = 1
     pool, opened = picture_pool(seed), [photos.photograph(n) for n in photos.TRAINING]
     vae = tiny_vae(read_tensors(start)[0]) if start else AutoencoderTiny(latent_channels=16)
     vae = vae.float().to(memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(not decoder_only)
     optimizer = torch.optim.AdamW(vae.parameters(), rate, weight_decay=1e-4, fused=True)
     curve, began = [], time.time()
     for step in range(steps):
@@ -98,8 +101,10 @@ def to_taesd(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed | {"vae_scale": torch.tensor(0.3611), "vae_shift": torch.tensor(0.1159)}
 
 
-def main(out: Path, steps: int, seed: int = 0, rate: float = 1.5e-3, start: Path | None = None) -> None:
+def main(
+    out: Path, steps: int, seed: int = 0, rate: float = 1.5e-3, start: Path | None = None, decoder_only: bool = False
+) -> None:
     """Train, then write `out` (a .safetensors file), with its loss curve beside it."""
-    vae, curve = train(steps, seed, rate, start)
-    write_tensors(out, to_taesd(vae.state_dict()), {"recipe": f"train_vae {steps=} {seed=} {rate=}"})
+    vae, curve = train(steps, seed, rate, start, decoder_only)
+    write_tensors(out, to_taesd(vae.state_dict()), {"recipe": f"train_vae {steps=} {seed=} {rate=} {decoder_only=}"})
     np.save(out.with_suffix(".curve.npy"), np.array(curve, dtype=np.float32))

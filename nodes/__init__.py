@@ -1,0 +1,1 @@
+"""The ComfyUI nodes: adapters, one file per shelf of the menu."""

@@ -1,0 +1,85 @@
+"""What a LoRA does: the same prompts and seeds with and without it, and a figure for the style."""
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..core.dataset.folder import open_picture
+from ..core.dataset.record import Dataset
+from ..core.errors import AtelierError
+from ..core.evaluation.grid import picture_grid
+from ..core.evaluation.style_figure import describe, style_position
+from ..core.images import fit_to, to_picture, to_tensor
+from . import host, types
+
+CATEGORY = "Flux Atelier/Evaluation"
+MOST_TARGETS = 128  # pictures of the target style that are looked at
+
+
+class CompareLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierCompareLora",
+            display_name="Compare LoRA",
+            category=CATEGORY,
+            description="Draw the same prompts and seeds with and without a LoRA, side by side, with the style figure.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The base model, without the LoRA."),
+                io.Clip.Input("clip", tooltip="The CLIP."),
+                io.Vae.Input("vae", tooltip="The VAE."),
+                types.LoraModel.Input("lora", tooltip="The LoRA to look at."),
+                io.String.Input("prompts", default="", multiline=True, tooltip="One prompt a line."),
+                io.Float.Input("strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="Strength of the LoRA."),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True, tooltip="Seed of the first prompt; the next ones count up."),
+                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps."),
+                io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="Flux guidance."),
+                io.Int.Input("width", default=1024, min=64, max=4096, step=16, tooltip="Width in pixels."),
+                io.Int.Input("height", default=1024, min=64, max=4096, step=16, tooltip="Height in pixels."),
+                types.Dataset.Input("target", optional=True, tooltip="Pictures of the wanted style, for the style figure."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="grid"),
+                io.Image.Output(display_name="base pictures"),
+                io.Image.Output(display_name="lora pictures"),
+                io.Float.Output(display_name="style figure"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, lora, prompts, strength, seed, steps, guidance, width, height, target: Dataset | None = None
+    ) -> io.NodeOutput:
+        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+        if not lines:
+            raise AtelierError("Compare LoRA has no prompt. Write one prompt a line.")
+        progress = host.Progress(2 * len(lines), cls.hidden.unique_id)
+        drawn = []
+        for patched in (model, host.with_lora(model, lora, strength)):
+            for i, prompt in enumerate(lines):
+                drawn.append(draw(patched, clip, vae, prompt, seed + i, steps, guidance, width, height))
+                progress.at(len(drawn), to_picture(drawn[-1].permute(2, 0, 1)))
+        base, with_it = torch.stack(drawn[: len(lines)]), torch.stack(drawn[len(lines) :])
+        figure = style_figure(base, with_it, target) if target else 0.0
+        rows = [[to_picture(p.permute(2, 0, 1)) for p in part] for part in (base, with_it)]
+        sheet = picture_grid(rows, ["base", "LoRA"], lines, max(128, min(512, width)))
+        image = to_tensor(sheet).permute(1, 2, 0)[None]
+        return io.NodeOutput(image, base, with_it, figure, ui=ui.PreviewImage(image, cls=cls))
+
+
+def draw(model, clip, vae, prompt: str, seed: int, steps: int, guidance: float, width: int, height: int) -> torch.Tensor:
+    """One picture from a prompt, [H, W, 3]."""
+    latent = torch.zeros(1, 16, height // 8, width // 8)
+    return vae.decode(host.sample(model, host.condition(clip, prompt, guidance), latent, seed, steps))[0].float()
+
+
+def style_figure(base: torch.Tensor, pictures: torch.Tensor, target: Dataset) -> float:
+    """Mean place of pictures between the base (0) and a dataset's style (1); IMAGE tensors [B, H, W, 3]."""
+    height, width = base.shape[1:3]
+    wanted = [to_tensor(fit_to(open_picture(target.file(r)), width, height)) for r in target.kept[:MOST_TARGETS]]
+    features = [describe(p.permute(0, 3, 1, 2)) for p in (pictures, base)]
+    return style_position(*features, describe(torch.stack(wanted))).mean().item()
+
+
+NODES = [CompareLora]

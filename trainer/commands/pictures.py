@@ -1,0 +1,97 @@
+"""compare and stylise: what a LoRA does to prompts and to pictures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ...core.dataset.folder import open_picture, picture_files
+from ...core.errors import AtelierError
+from ...core.evaluation.grid import picture_grid
+from ...core.evaluation.style_figure import describe, style_position
+from ...core.files import write_whole
+from ...core.images import fit_to, to_picture, to_tensor
+from ...core.lora.formats import read_lora
+from ...core.style.color import transfer_color
+from ..draw import Painter, flux_pipeline, read_pictures, stylise
+from ..encoders import FileEncoder
+from .train import add_model, device_of, model_files
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    kind = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG"
+    write_whole(path, lambda part: picture.save(part, kind, quality=92))
+
+
+def add_compare(parser) -> None:
+    parser.add_argument("lora", type=Path, help="LoRA file")
+    parser.add_argument("--prompt", action="append", required=True, help="a prompt; give it again for more")
+    parser.add_argument("--out", type=Path, default=Path("compare.png"), help="grid to write")
+    parser.add_argument("--target", type=Path, help="folder of the wanted style, for the style figure")
+    parser.add_argument("--strength", type=float, default=1.0, help="strength of the LoRA")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps")
+    parser.add_argument("--guidance", type=float, default=3.5, help="Flux guidance")
+    parser.add_argument("--size", default="1024x1024", help="width x height in pixels (nano-flux: 64x64)")
+    add_model(parser)
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """ "512x768" as width and height; raises AtelierError if it is none, or no multiple of 16."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise AtelierError(f"The size is {text!r}. Write width x height, such as 512x768.") from None
+    if width % 16 or height % 16 or min(width, height) < 16:
+        raise AtelierError(f"The size is {width} x {height}. Both sides must be multiples of 16.")
+    return width, height
+
+
+def run_compare(args) -> Iterator[str]:
+    files, lora, size = model_files(args), read_lora(args.lora), read_size(args.size)
+    encoder = FileEncoder(files, device_of(args))
+    seeds = [args.seed + i for i in range(len(args.prompt))]
+    base, with_it = (
+        Painter(files, encoder, chosen, args.strength).draw(args.prompt, seeds, size, args.steps, args.guidance)
+        for chosen in (None, lora)
+    )
+    lines = [[to_picture(p) for p in part] for part in (base, with_it)]
+    save_picture(args.out, picture_grid(lines, ["base", "LoRA"], args.prompt, max(128, min(512, size[0]))))
+    yield f"{args.out}: {len(args.prompt)} prompts, base above LoRA"
+    if args.target:
+        target = torch.stack([to_tensor(fit_to(open_picture(f), *size)) for f in picture_files(args.target)])
+        figure = style_position(describe(with_it), describe(base), describe(target)).mean().item()
+        yield f"style figure {figure:.3f} (0 is the base, 1 the target)"
+
+
+def add_stylise(parser) -> None:
+    parser.add_argument("pictures", type=Path, nargs="+", help="pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--lora", type=Path, help="LoRA file")
+    parser.add_argument("--lora-strength", type=float, default=1.0, help="strength of the LoRA")
+    parser.add_argument("--prompt", default="", help="what the pictures show")
+    parser.add_argument("--strength", type=float, default=0.6, help="share of the way back to noise")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps of the whole way")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture")
+    parser.add_argument("--color-from", type=Path, help="picture whose palette the results take")
+    add_model(parser)
+
+
+def run_stylise(args) -> Iterator[str]:
+    files = model_files(args)
+    encoder = FileEncoder(files, device_of(args))
+    pipe = flux_pipeline(files, encoder, read_lora(args.lora) if args.lora else None, args.lora_strength)
+    reference = to_tensor(open_picture(args.color_from)) if args.color_from else None
+    for path, picture in zip(args.pictures, read_pictures(args.pictures), strict=True):
+        drawn = stylise(pipe, [picture], [args.prompt], args.strength, args.steps, args.seed, files.t5_length)[0]
+        if reference is not None:
+            drawn = to_picture(transfer_color(to_tensor(drawn)[None], reference)[0])
+        save_picture(args.out / f"{path.stem}.png", drawn)
+        yield str(args.out / f"{path.stem}.png")
+
+
+COMMANDS = {
+    "compare": ("Draw the same prompts and seeds with and without a LoRA.", add_compare, run_compare),
+    "stylise": ("Draw pictures again with a LoRA, through diffusers.", add_stylise, run_stylise),
+}

@@ -1,0 +1,147 @@
+"""Drawing pictures without ComfyUI: text to image with the training forward, image to image through diffusers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..core.errors import AtelierError
+from ..core.flux import layout
+from ..core.images import to_picture
+from ..core.lora.factors import Factors
+from ..core.lora.formats import Lora, to_layout
+from . import batches
+from .encoders import FileEncoder
+from .flux.tree import FluxTree
+from .models import ModelFiles, load_transformer, read_transformer
+from .sampling import euler
+
+
+class LoraLinear(nn.Module):
+    """A Linear with a LoRA's delta added to what it gives."""
+
+    def __init__(self, base: nn.Module, factors: Factors, strength: float, device: torch.device):
+        super().__init__()
+        folded = factors.folded()
+        self.base = base
+        self.register_buffer("up", (folded.up * strength).to(device), persistent=False)
+        self.register_buffer("down", folded.down.to(device), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + ((x.float() @ self.down.T) @ self.up.T).to(x.dtype)
+
+
+def apply_lora(tree: FluxTree, lora: Lora, strength: float = 1.0) -> None:
+    """Add a LoRA to a tree in place, layer by layer.
+
+    Raises AtelierError if a layer is not in the model or has another size.
+    """
+    for name, factors in lora.modules.items():
+        try:
+            base = tree.get_submodule(name)
+        except AttributeError:
+            raise AtelierError(f"The LoRA has a layer {name} that the model lacks. Choose a LoRA for this model.") from None
+        size = factors.up.shape[0], factors.down.shape[1]
+        if size != (base.out_features, base.in_features):
+            raise AtelierError(
+                f"The LoRA's {name} is {size[0]} x {size[1]}, the model's {base.out_features} x {base.in_features}. "
+                "Choose a LoRA for this model."
+            )
+        parent, _, child = name.rpartition(".")
+        device = tree.img_in.weight.device
+        setattr(tree.get_submodule(parent), child, LoraLinear(base, factors, strength, device))
+
+
+class Painter:
+    """Text to image with a model from files, with or without a LoRA."""
+
+    def __init__(self, files: ModelFiles, encoder: FileEncoder, lora: Lora | None = None, strength: float = 1.0):
+        self.encoder = encoder
+        self.view = load_transformer(files.transformer, encoder.device)
+        if lora:
+            apply_lora(self.view, lora, strength)
+
+    @torch.no_grad()
+    def draw(self, prompts: list[str], seeds: list[int], size: tuple[int, int], steps: int, guidance: float) -> Tensor:
+        """Draw one picture per prompt, all at once where their texts have one length.
+
+        size      width and height in pixels, multiples of 16
+        guidance  fed to models with a guidance embedding
+        ->        [B, 3, H, W] in 0..1 on the CPU
+        """
+        device, out = self.encoder.device, []
+        texts = [self.encoder.encode_text(p) for p in prompts]
+        width, height = size
+        lengths = {len(t) for t, _ in texts}
+        groups = [range(len(prompts))] if len(lengths) == 1 else [[i] for i in range(len(prompts))]
+        for group in groups:
+            noise = torch.stack([self.noise(seeds[i], height // 8, width // 8) for i in group]).to(device)
+            states, pooled = (torch.stack([texts[i][k] for i in group]).to(device) for k in (0, 1))
+            out.append(self.encoder.decode(euler(self._velocity(guidance), noise, states, pooled, steps)).cpu())
+        return torch.cat(out)
+
+    def _velocity(self, guidance: float):
+        def velocity(latent: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+            given = torch.full((len(latent),), guidance, device=latent.device) if self.view.shape.guidance else None
+            half = latent.device.type == "cuda"
+            with torch.autocast(latent.device.type, torch.bfloat16, enabled=half):
+                return self.view(latent, sigma, text, pooled, given).float()
+
+        return velocity
+
+    @staticmethod
+    def noise(seed: int, h: int, w: int) -> Tensor:
+        return torch.randn(16, h, w, generator=batches.generator("draw", seed))
+
+
+def flux_pipeline(files: ModelFiles, encoder: FileEncoder, lora: Lora | None, strength: float):
+    """diffusers' image-to-image pipeline over the files, with a LoRA loaded by diffusers itself."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, FluxTransformer2DModel
+
+    state = read_transformer(files.transformer)
+    shape = layout.shape_of(state)
+    dtype = torch.bfloat16 if encoder.device.type == "cuda" else torch.float32
+    transformer = FluxTransformer2DModel(**layout.diffusers_config(shape))
+    transformer.load_state_dict(layout.to_diffusers(state))
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    text = encoder.text
+    pipe = FluxImg2ImgPipeline(
+        scheduler, encoder.vae, text.clip, text.clip_tokenizer, text.t5, text.t5_tokenizer, transformer.to(dtype)
+    ).to(encoder.device)
+    pipe.set_progress_bar_config(disable=True)
+    if lora:
+        scaled = Lora({m: replace(f, alpha=f.alpha * strength) for m, f in lora.modules.items()}, lora.layout)
+        pipe.load_lora_weights(to_layout(scaled, "diffusers", dtype))
+    return pipe
+
+
+def stylise(
+    pipe, pictures: list[Image.Image], prompts: list[str], amount: float, steps: int, seed: int, t5_length: int
+) -> list[Image.Image]:
+    """Draw pictures again from their own layout.
+
+    amount     share of the way back to noise, above 0 and up to 1
+    t5_length  tokens that T5 pads to
+    Raises AtelierError for an amount outside that range.
+    """
+    if not 0 < amount <= 1:
+        raise AtelierError(f"The strength is {amount}. Choose a value above 0 and up to 1.")
+    out = []
+    for i, picture in enumerate(pictures):
+        width, height = (max(16, side // 16 * 16) for side in picture.size)
+        drawn = pipe(
+            prompt=prompts[i], image=picture.crop((0, 0, width, height)), width=width, height=height, strength=amount,
+            num_inference_steps=max(steps, round(1 / amount + 0.5)), guidance_scale=3.5, max_sequence_length=t5_length,
+            generator=torch.Generator().manual_seed(seed + i), output_type="pt",
+        ).images[0]  # fmt: skip
+        out.append(to_picture(drawn))
+    return out
+
+
+def read_pictures(paths: list[Path]) -> list[Image.Image]:
+    """Open pictures for restyling; raises AtelierError that names the one that cannot be read."""
+    from ..core.dataset.folder import open_picture
+
+    return [open_picture(p) for p in paths]

@@ -60,7 +60,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError) as error:
         start = path.open("rb").read(60) if path.is_file() else b""
         if start.startswith(b"version https://git-lfs"):
-            raise AtelierError(f"{path.name} is a Git LFS pointer, not the file. Download it with git lfs pull.") from None
+            raise AtelierError(
+                f"{path.name} is a Git LFS pointer, not the file. Download it with git lfs pull."
+            ) from None
         raise AtelierError(
             f"{path.name} is not a whole safetensors file ({error}). Download it again, or convert it to safetensors."
         ) from None

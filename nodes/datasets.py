@@ -39,11 +39,16 @@ class LoadDataset(io.ComfyNode):
             category=CATEGORY,
             description="Read a folder of pictures with their captions. Pictures are opened only where they are needed.",
             inputs=[
-                io.String.Input("folder", default="", tooltip="Folder below ComfyUI's input, output or datasets folder."),
+                io.String.Input(
+                    "folder", default="", tooltip="Folder below ComfyUI's input, output or datasets folder."
+                ),
                 io.Int.Input(
-                    "validation", default=0, min=0, max=1000,
+                    "validation",
+                    default=0,
+                    min=0,
+                    max=1000,
                     tooltip="Set one in so many pictures aside for the validation loss; 0 for none.",
-                ),  # fmt: skip
+                ),
             ],
             outputs=[types.Dataset.Output(display_name="dataset"), io.String.Output(display_name="summary")],
         )
@@ -99,14 +104,17 @@ class CaptionDataset(io.ComfyNode):
             inputs=[
                 types.Dataset.Input("dataset", tooltip="The pictures."),
                 io.String.Input(
-                    "template", default="a picture of {name}", multiline=True,
+                    "template",
+                    default="a picture of {name}",
+                    multiline=True,
                     tooltip="Caption for pictures without one: {name} is the file's, {folder} its folder's name, {trigger} the word below.",
-                ),  # fmt: skip
+                ),
                 io.String.Input("trigger", default="", tooltip="Value of {trigger} in the template."),
                 io.Boolean.Input(
-                    "write_files", default=False,
+                    "write_files",
+                    default=False,
                     tooltip="Write the new captions as .txt files beside pictures that have none.",
-                ),  # fmt: skip
+                ),
             ],
             outputs=[types.Dataset.Output(display_name="dataset")],
         )

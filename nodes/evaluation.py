@@ -32,12 +32,21 @@ class CompareLora(io.ComfyNode):
                 types.LoraModel.Input("lora", tooltip="The LoRA to look at."),
                 io.String.Input("prompts", default="", multiline=True, tooltip="One prompt a line."),
                 io.Float.Input("strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="Strength of the LoRA."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True, tooltip="Seed of the first prompt; the next ones count up."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=True,
+                    tooltip="Seed of the first prompt; the next ones count up.",
+                ),
                 io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps."),
                 io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="Flux guidance."),
                 io.Int.Input("width", default=1024, min=64, max=4096, step=16, tooltip="Width in pixels."),
                 io.Int.Input("height", default=1024, min=64, max=4096, step=16, tooltip="Height in pixels."),
-                types.Dataset.Input("target", optional=True, tooltip="Pictures of the wanted style, for the style figure."),
+                types.Dataset.Input(
+                    "target", optional=True, tooltip="Pictures of the wanted style, for the style figure."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="grid"),
@@ -49,7 +58,19 @@ class CompareLora(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, lora, prompts, strength, seed, steps, guidance, width, height, target: Dataset | None = None
+        cls,
+        model,
+        clip,
+        vae,
+        lora,
+        prompts,
+        strength,
+        seed,
+        steps,
+        guidance,
+        width,
+        height,
+        target: Dataset | None = None,
     ) -> io.NodeOutput:
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
@@ -68,7 +89,9 @@ class CompareLora(io.ComfyNode):
         return io.NodeOutput(image, base, with_it, figure, ui=ui.PreviewImage(image, cls=cls))
 
 
-def draw(model, clip, vae, prompt: str, seed: int, steps: int, guidance: float, width: int, height: int) -> torch.Tensor:
+def draw(
+    model, clip, vae, prompt: str, seed: int, steps: int, guidance: float, width: int, height: int
+) -> torch.Tensor:
     """One picture from a prompt, [H, W, 3]."""
     latent = torch.zeros(1, 16, height // 8, width // 8)
     return vae.decode(host.sample(model, host.condition(clip, prompt, guidance), latent, seed, steps))[0].float()

@@ -20,8 +20,17 @@ METHODS = ("flow", "rife")
 def shared_inputs() -> list:
     return [
         io.Combo.Input("factor", options=["2x", "4x"], default="2x", tooltip="How many times as many frames."),
-        io.Combo.Input("method", options=list(METHODS), default="flow", tooltip="flow: no model needed. rife: RIFE v4 by rife-ncnn-vulkan."),
-        io.String.Input("rife_model", default="", tooltip="Folder in models/rife with a RIFE v4 model for ncnn; only for the rife method."),
+        io.Combo.Input(
+            "method",
+            options=list(METHODS),
+            default="flow",
+            tooltip="flow: no model needed. rife: RIFE v4 by rife-ncnn-vulkan.",
+        ),
+        io.String.Input(
+            "rife_model",
+            default="",
+            tooltip="Folder in models/rife with a RIFE v4 model for ncnn; only for the rife method.",
+        ),
         io.Int.Input("gpu", default=0, min=-1, max=15, tooltip="Vulkan device of the rife method; -1 is the CPU."),
     ]
 

@@ -47,7 +47,14 @@ def temp_file(name: str) -> Path:
 
 def lora_file(name: str) -> Path:
     """Where a finished LoRA goes: output/loras, which ComfyUI's loaders list."""
-    return output_folder("loras", f"{name}.safetensors")
+    if not name.strip(" ."):
+        raise AtelierError(f"The name is {name!r}. Give the LoRA a name.")
+    return inside(output_folder("loras"), f"{name}.safetensors")
+
+
+def run_folder(name: str) -> Path:
+    """A run's folder: output/flux_atelier/runs/<name>."""
+    return inside(output_folder("flux_atelier", "runs"), name)
 
 
 def inside(root: Path, *parts: str) -> Path:
@@ -139,7 +146,11 @@ def flux_shape(model) -> FluxShape:
     kind = type(model.model).__name__
     if params is None or not hasattr(inner, "double_blocks") or not hasattr(inner, "single_blocks"):
         raise AtelierError(f"The MODEL is {kind}, not Flux.1. Load a Flux.1 diffusion model.")
-    for sign, what in (("global_modulation", "Flux.2"), ("yak_mlp", "another Flux variant"), ("txt_norm", "a Flux variant")):
+    for sign, what in (
+        ("global_modulation", "Flux.2"),
+        ("yak_mlp", "another Flux variant"),
+        ("txt_norm", "a Flux variant"),
+    ):
         if getattr(params, sign, False):
             raise AtelierError(f"The MODEL is {what} ({kind}), not Flux.1. Load a Flux.1 diffusion model.")
     if getattr(inner, "vector_in", None) is None or params.hidden_size // params.num_heads != 128:
@@ -231,7 +242,9 @@ class GraphEncoder:
         with torch.inference_mode():
             states, extra = condition(self.clip, text)[0]
         if extra.get("pooled_output") is None:
-            raise AtelierError("The CLIP gives no pooled vector, so it is not Flux's. Load CLIP-L and T5-XXL of type flux.")
+            raise AtelierError(
+                "The CLIP gives no pooled vector, so it is not Flux's. Load CLIP-L and T5-XXL of type flux."
+            )
         return states[0].clone().float(), extra["pooled_output"][0].clone().float()
 
 
@@ -278,7 +291,8 @@ def load_nano_vae():
 def load_nano_clip():
     """nano-flux's text encoders as a CLIP; ComfyUI's Flux classes with smaller sizes and other tokenizers."""
     clip_config = json.loads((nano_files.CLIP / "config.json").read_text())
-    t5_config = json.loads((nano_files.T5 / "config.json").read_text())
+    # The same function under the only name ComfyUI knows.
+    t5_config = json.loads((nano_files.T5 / "config.json").read_text()) | {"dense_act_fn": "gelu_pytorch_tanh"}
     clip_state = comfy.utils.load_torch_file(str(nano_files.CLIP / "model.safetensors"))
     # ComfyUI builds CLIP-L with CLIP's own 49,408 rows; the rows beyond our vocabulary are never asked for.
     rows = "text_model.embeddings.token_embedding.weight"
@@ -305,7 +319,9 @@ class NanoTokenizer(comfy.text_encoders.flux.FluxTokenizer):
         from transformers import PreTrainedTokenizerFast
 
         make, data = comfy.sd1_clip.SDTokenizer, tokenizer_data or {}
-        self.clip_l = make(str(nano_files.CLIP), embedding_directory=embedding_directory, embedding_size=64, tokenizer_data=data)
+        self.clip_l = make(
+            str(nano_files.CLIP), embedding_directory=embedding_directory, embedding_size=64, tokenizer_data=data
+        )
         self.t5xxl = make(
             str(nano_files.T5), embedding_directory=embedding_directory, pad_with_end=False, embedding_size=128,
             embedding_key="t5xxl", tokenizer_class=PreTrainedTokenizerFast, has_start_token=False,

@@ -14,7 +14,9 @@ CATEGORY = "Flux Atelier/LoRA"
 class MergeLoras(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        lora = io.Autogrow.TemplatePrefix(types.LoraModel.Input("lora", tooltip="A LoRA to add."), prefix="lora", min=1, max=8)
+        lora = io.Autogrow.TemplatePrefix(
+            types.LoraModel.Input("lora", tooltip="A LoRA to add."), prefix="lora", min=1, max=8
+        )
         return io.Schema(
             node_id="FluxAtelierMergeLoras",
             display_name="Merge LoRAs",
@@ -24,10 +26,17 @@ class MergeLoras(io.ComfyNode):
             inputs=[
                 io.Autogrow.Input("loras", template=lora, tooltip="The LoRAs, in the order of the weights."),
                 io.String.Input(
-                    "weights", default="1.0",
+                    "weights",
+                    default="1.0",
                     tooltip="Weight of each LoRA, separated by commas; the last one counts for all that follow.",
-                ),  # fmt: skip
-                io.Int.Input("rank", default=16, min=0, max=1024, tooltip="Rank of the result; 0 keeps the sum exact and adds the ranks."),
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=16,
+                    min=0,
+                    max=1024,
+                    tooltip="Rank of the result; 0 keeps the sum exact and adds the ranks.",
+                ),
                 io.String.Input("name", default="merged", tooltip="Name of the file in output/loras."),
             ],
             outputs=[types.LoraModel.Output(display_name="lora"), io.AnyType.Output(display_name="lora name")],
@@ -58,7 +67,9 @@ def read_weights(text: str, count: int) -> list[float]:
         try:
             numbers.append(float(word))
         except ValueError:
-            raise AtelierError(f"The weights have {word.strip()!r}, which is no number. Write numbers like 1.0, 0.5.") from None
+            raise AtelierError(
+                f"The weights have {word.strip()!r}, which is no number. Write numbers like 1.0, 0.5."
+            ) from None
     if len(numbers) > count:
         raise AtelierError(f"There are {len(numbers)} weights for {count} LoRAs. Give one weight for each LoRA.")
     return numbers + numbers[-1:] * (count - len(numbers))

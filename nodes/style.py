@@ -24,9 +24,23 @@ class Stylise(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model, with the LoRA applied."),
                 io.Clip.Input("clip", tooltip="The CLIP."),
                 io.Vae.Input("vae", tooltip="The VAE."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="What the pictures show; one line for all, or one line each."),
-                io.Float.Input("strength", default=0.6, min=0.0, max=1.0, step=0.01, tooltip="Share of the way back to noise: 0 keeps the picture, 1 forgets it."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True, tooltip="Seed of the noise."),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="What the pictures show; one line for all, or one line each.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the way back to noise: 0 keeps the picture, 1 forgets it.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=True, tooltip="Seed of the noise."
+                ),
                 io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps of the whole way."),
                 io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="Flux guidance."),
             ],
@@ -37,13 +51,17 @@ class Stylise(io.ComfyNode):
     def execute(cls, images, model, clip, vae, prompt, strength, seed, steps, guidance) -> io.NodeOutput:
         height, width = (side // 16 * 16 for side in images.shape[1:3])
         if min(height, width) < 16:
-            raise AtelierError(f"The pictures are {images.shape[2]} x {images.shape[1]} pixels. Give pictures of at least 16 x 16.")
+            raise AtelierError(
+                f"The pictures are {images.shape[2]} x {images.shape[1]} pixels. Give pictures of at least 16 x 16."
+            )
         images = images[:, :height, :width, :3]
         if strength == 0:
             return io.NodeOutput(images)
         lines = [line.strip() for line in prompt.splitlines() if line.strip()] or [""]
         if len(lines) not in (1, len(images)):
-            raise AtelierError(f"There are {len(lines)} prompts for {len(images)} pictures. Give one line, or one line each.")
+            raise AtelierError(
+                f"There are {len(lines)} prompts for {len(images)} pictures. Give one line, or one line each."
+            )
         progress, out = host.Progress(len(images), cls.hidden.unique_id), []
         for i, image in enumerate(images):
             positive = host.condition(clip, lines[i % len(lines)], guidance)
@@ -63,8 +81,17 @@ class TransferColor(io.ComfyNode):
             description="Give pictures the palette of a reference; one map for the whole batch, so clips do not flicker.",
             inputs=[
                 io.Image.Input("images", tooltip="The pictures."),
-                io.Image.Input("reference", tooltip="The picture with the wanted colours; the first of a batch counts."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="0 leaves the pictures, 1 transfers fully."),
+                io.Image.Input(
+                    "reference", tooltip="The picture with the wanted colours; the first of a batch counts."
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="0 leaves the pictures, 1 transfers fully.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )

@@ -56,7 +56,9 @@ class TrainLora(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The CLIP that the LoRA will be used with."),
                 io.Vae.Input("vae", tooltip="A Flux VAE."),
                 types.Dataset.Input("dataset", tooltip="The pictures and their captions."),
-                io.String.Input("name", default="my-lora", tooltip="Name of the LoRA and of its run folder; the same name goes on."),
+                io.String.Input(
+                    "name", default="my-lora", tooltip="Name of the LoRA and of its run folder; the same name goes on."
+                ),
                 *inputs_of(TrainOptions, FIRST),
                 types.Config.Input("options", optional=True, tooltip="More settings, from Training Options."),
             ],
@@ -69,12 +71,20 @@ class TrainLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, dataset: Dataset, name: str, options: dict | None = None, **first) -> io.NodeOutput:
+    def execute(
+        cls, model, clip, vae, dataset: Dataset, name: str, options: dict | None = None, **first
+    ) -> io.NodeOutput:
         values = nest(TrainOptions, {**(options or {}), **first})
-        job = Job(model, clip, vae, dataset, name.strip(), parse(TrainOptions, values, "Train LoRA"), cls.hidden.unique_id)
+        job = Job(
+            model, clip, vae, dataset, name.strip(), parse(TrainOptions, values, "Train LoRA"), cls.hidden.unique_id
+        )
         lora, run = job.run()
         records = run.metrics()
-        text = f"{run.lora_file}\nloss {records[-1]['loss']:.4f} after {len(records)} steps" if records else str(run.folder)
+        text = (
+            f"{run.lora_file}\nloss {records[-1]['loss']:.4f} after {len(records)} steps"
+            if records
+            else str(run.folder)
+        )
         tensors = to_layout(lora, "kohya", torch.float32)
         loss = {"loss": [r["loss"] for r in records]}
         return io.NodeOutput(tensors, loss, run, f"{name.strip()}.safetensors", ui=ui.PreviewText(text))
@@ -92,7 +102,7 @@ class Job:
     def run(self) -> tuple[Lora, Run]:
         host.flux_shape(self.model)  # a wrong model is told before anything is encoded
         fingerprint = host.model_fingerprint(self.model)
-        folder = host.output_folder("flux_atelier", "runs", self.name)
+        folder = host.run_folder(self.name)
         with torch.inference_mode(False):
             samples = self._encode()
             empty, _ = put_text("", self.encoder, self.cache)

@@ -31,7 +31,9 @@ def widget(name: str, field: FieldInfo):
         low, high = limit(field, "ge"), limit(field, "le")
         above = limit(field, "gt")
         step = float_step(field.default)
-        return io.Float.Input(name, min=step if low is None and above is not None else low, max=high, step=step, **common)
+        return io.Float.Input(
+            name, min=step if low is None and above is not None else low, max=high, step=step, **common
+        )
     return io.String.Input(name, multiline=name.endswith("prompt"), **common)
 
 

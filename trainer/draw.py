@@ -42,7 +42,9 @@ def apply_lora(tree: FluxTree, lora: Lora, strength: float = 1.0) -> None:
         try:
             base = tree.get_submodule(name)
         except AttributeError:
-            raise AtelierError(f"The LoRA has a layer {name} that the model lacks. Choose a LoRA for this model.") from None
+            raise AtelierError(
+                f"The LoRA has a layer {name} that the model lacks. Choose a LoRA for this model."
+            ) from None
         size = factors.up.shape[0], factors.down.shape[1]
         if size != (base.out_features, base.in_features):
             raise AtelierError(

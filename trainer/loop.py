@@ -126,7 +126,10 @@ def train(session: Session) -> Iterator[Step]:
 
     Raises AtelierError on a non-finite loss, with the last good state saved.
     """
-    options, plan = session.options, batches.Plan.of(session.samples, session.options.data.batch_size, session.options.seed)
+    options, plan = (
+        session.options,
+        batches.Plan.of(session.samples, session.options.data.batch_size, session.options.seed),
+    )
     rates = learning_rates(session.optimizer, options)
     metrics = Metrics(session.run, session.step)
     try:
@@ -138,9 +141,7 @@ def train(session: Session) -> Iterator[Step]:
             validation = None
             if session.validation and (session.step % options.validate_every == 0 or session.step == options.steps):
                 validation = session.validation.loss(session)
-            step = Step(
-                session.step, options.steps, loss, rate, norm, time.perf_counter() - began, validation
-            )
+            step = Step(session.step, options.steps, loss, rate, norm, time.perf_counter() - began, validation)
             metrics.add({k: v for k, v in vars(step).items() if v is not None and k != "total"})
             if session.step % options.save_every == 0:
                 session.save()

@@ -85,7 +85,9 @@ def load_tree(path: Path) -> FluxTree:
     with torch.device("meta"):
         tree = FluxTree(shape)
     scales = {k.removesuffix(".scale_weight"): v for k, v in state.items() if k.endswith(".scale_weight")}
-    plain = {_norm_name(k): v for k, v in state.items() if not k.endswith((".scale_weight", ".scale_input", "scaled_fp8"))}
+    plain = {
+        _norm_name(k): v for k, v in state.items() if not k.endswith((".scale_weight", ".scale_input", "scaled_fp8"))
+    }
     missing, unexpected = tree.load_state_dict(plain, strict=False, assign=True)
     if missing or unexpected:
         problem = f"has no {missing[0]}" if missing else f"has {unexpected[0]}, which is not known"

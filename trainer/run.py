@@ -14,7 +14,7 @@ from .config import TrainOptions
 
 # What a later session may change without training something else than the first one did.
 MAY_CHANGE = frozenset(
-    "steps save_every keep_states validate_every sample_every sample_prompt gradient_checkpointing".split()
+    ["steps", "save_every", "keep_states", "validate_every", "sample_every", "sample_prompt", "gradient_checkpointing"]
 )
 
 

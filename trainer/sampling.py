@@ -1,5 +1,6 @@
 """Drawing pictures with the model in training: Euler's method over Flux's shifted noise levels."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -26,6 +27,6 @@ def euler(velocity: Velocity, noise: Tensor, text: Tensor, pooled: Tensor, steps
     """
     levels = sigma_schedule(steps, noise.shape[-2] * noise.shape[-1] // 4).to(noise.device)
     latent = noise
-    for now, after in zip(levels[:-1], levels[1:], strict=True):
+    for now, after in itertools.pairwise(levels):
         latent = latent + (after - now) * velocity(latent, now.expand(len(latent)), text, pooled)
     return latent

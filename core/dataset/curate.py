@@ -16,7 +16,9 @@ class CurateOptions(Options):
     """Where the lines are drawn."""
 
     min_side: int = Field(256, ge=0, le=8192, description="Shorter side in pixels below which a picture is too small.")
-    min_sharpness: float = Field(0.3, ge=0, le=1, description="Sharpness below which a picture is too blurred; 0 is off.")
+    min_sharpness: float = Field(
+        0.3, ge=0, le=1, description="Sharpness below which a picture is too blurred; 0 is off."
+    )
     duplicates: bool = Field(True, description="Leave out repeats and keep the best copy.")
     duplicate_distance: int = Field(6, ge=0, le=16, description="Bits of 64 in which near-duplicates may differ.")
 
@@ -29,12 +31,16 @@ def curate(dataset: Dataset, options: CurateOptions) -> Dataset:
     rows = [replace(r, rejected=None) if r.rejected and r.rejected.by == NAME else r for r in dataset.rows]
     waiting = [r for r in rows if r.kept]
     with ThreadPoolExecutor() as pool:
-        measures = dict(zip([r.id for r in waiting], pool.map(lambda r: measure(dataset.file(r)), waiting), strict=True))
+        measures = dict(
+            zip([r.id for r in waiting], pool.map(lambda r: measure(dataset.file(r)), waiting), strict=True)
+        )
     reasons = {r.id: reason for r in waiting if (reason := fault(r, measures[r.id], options))}
     if options.duplicates:
         left = [r for r in waiting if r.id not in reasons]
         reasons |= repeats(left, measures, options.duplicate_distance)
-    return dataset.with_rows([replace(r, rejected=Decision(reasons[r.id], NAME)) if r.id in reasons else r for r in rows])
+    return dataset.with_rows(
+        [replace(r, rejected=Decision(reasons[r.id], NAME)) if r.id in reasons else r for r in rows]
+    )
 
 
 def fault(row: Row, measures: Measures, options: CurateOptions) -> str | None:

@@ -70,7 +70,10 @@ def curve_plot(curves: dict[str, Sequence[tuple[float, float]]], title: str, siz
         pen.text((x - 10, bottom + 7), f"{x0 + (x1 - x0) * i / 4:.4g}", INK, font)
     for n, (name, curve) in enumerate(curves.items()):
         color = COLORS[n % len(COLORS)]
-        at = [(left + (right - left) * (x - x0) / (x1 - x0), bottom - (bottom - top) * (y - y0) / (y1 - y0)) for x, y in curve]
+        at = [
+            (left + (right - left) * (x - x0) / (x1 - x0), bottom - (bottom - top) * (y - y0) / (y1 - y0))
+            for x, y in curve
+        ]
         if len(at) > 1:
             pen.line(at, color, 2, joint="curve")
         for x, y in at if len(at) < 40 else ():

@@ -26,7 +26,8 @@ def load_wrapper() -> types.ModuleType:
 
 def main(model: str, gpu: int, threads: int) -> None:
     wrapper = load_wrapper()
-    newer = any(line.split()[:1] == ["PixelShuffle"] for line in open(os.path.join(model, "flownet.param")))
+    with open(os.path.join(model, "flownet.param")) as graph:
+        newer = any(line.startswith("PixelShuffle") for line in graph)
     engine = wrapper.RifeWrapped(gpu, False, False, False, threads, False, True, 64 if newer else 32)
     name = wrapper.StringType()
     name.str = wrapper.new_str_p()

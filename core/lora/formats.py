@@ -27,7 +27,9 @@ Layout = Literal["kohya", "comfy", "diffusers"]
 DOWN = (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight")
 UP = (".lora_up.weight", ".lora_B.weight", ".lora_B.default.weight")
 ALPHA = ".alpha"
-BLOCK = re.compile(r"(?P<kind>double_blocks|single_blocks|transformer_blocks|single_transformer_blocks)[._](?P<n>\d+)[._]")
+BLOCK = re.compile(
+    r"(?P<kind>double_blocks|single_blocks|transformer_blocks|single_transformer_blocks)[._](?P<n>\d+)[._]"
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name:
         raise AtelierError(f"{name} has {len(tensors)} tensors but no Flux.1 LoRA layer. Choose a LoRA for Flux.1.")
     halves = [m for m, pair in found.items() if len(pair) < 2]
     if halves:
-        raise AtelierError(f"{name} has only one of the two factors of {halves[0]}. The file is damaged; save it again.")
+        raise AtelierError(
+            f"{name} has only one of the two factors of {halves[0]}. The file is damaged; save it again."
+        )
     header = _header_alphas(metadata)
     parts = {}
     for module, pair in found.items():

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from tiny import SHAPE, diffusers_twin, diffusers_velocity, tiny_batch, tiny_tree
-
 from flux_atelier.core.flux.layout import to_diffusers, to_original
 from flux_atelier.trainer import adapter
 from flux_atelier.trainer.config import AdapterOptions
 from flux_atelier.trainer.flux.forward import plan_checkpoints
 from flux_atelier.trainer.flux.view import TrainView, cast_plain
 from flux_atelier.trainer.objective import add_noise, velocity_error
+from tiny import SHAPE, diffusers_twin, diffusers_velocity, tiny_batch, tiny_tree
 
 
 def train_view(tree, options=None, seed=3):
@@ -56,7 +55,9 @@ def peft_twin(tree, view, alpha=8.0):
     from peft import LoraConfig, inject_adapter_in_model
 
     twin = diffusers_twin(tree)
-    names = [n for n, _ in twin.named_modules() if n.endswith(("to_out.0", "to_add_out", "ff.net.2", "ff_context.net.2"))]
+    names = [
+        n for n, _ in twin.named_modules() if n.endswith(("to_out.0", "to_add_out", "ff.net.2", "ff_context.net.2"))
+    ]
     names = [n for n in names if n.startswith("transformer_blocks")]
     inject_adapter_in_model(LoraConfig(r=4, lora_alpha=alpha, target_modules=names), twin)
     pairs = {}
@@ -74,7 +75,7 @@ def peft_twin(tree, view, alpha=8.0):
 
 def test_loss_and_gradients_equal_diffusers_with_peft():
     tree = tiny_tree()
-    view, parameters = train_view(tree)
+    view, _parameters = train_view(tree)
     kept = {}
     for name, module in view.named_modules():  # only layers that both layouts have whole
         if hasattr(module, "lora_A") and not name.endswith(("proj", "mlp.2")):

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_tree
-from training import options, session_in
-
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.lora.formats import read_lora, to_layout
 from flux_atelier.trainer import adapter, batches
@@ -20,6 +17,8 @@ from flux_atelier.trainer.cache import Sample
 from flux_atelier.trainer.export import to_lora, write_trained
 from flux_atelier.trainer.loop import train
 from flux_atelier.trainer.state import newest_state, state_folders
+from tiny import tiny_tree
+from training import options, session_in
 
 HERE = Path(__file__).parent
 
@@ -62,7 +61,9 @@ def test_killed_at_a_step_and_resumed_ends_in_the_same_bytes(tmp_path, whole):
         f"sys.argv = ['training.py', {str(folder)!r}]; runpy.run_path({str(HERE / 'training.py')!r}, run_name='__main__')"
     )
     environment = os.environ | {"COMFYUI_PATH": os.devnull, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
     for line in child.stdout:
         if line.strip() == b"5":
             break
@@ -113,7 +114,10 @@ def test_a_non_finite_loss_stops_with_the_state_before_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"learning_rate": 5e-4}, "learning_rate = 0.001, now it is 0.0005"), ({"rank": 8}, "adapter.rank = 4, now it is 8")],
+    [
+        ({"learning_rate": 5e-4}, "learning_rate = 0.001, now it is 0.0005"),
+        ({"rank": 8}, "adapter.rank = 4, now it is 8"),
+    ],
 )
 def test_other_settings_in_a_started_run_are_refused(whole, change, words):
     with pytest.raises(AtelierError, match=words):

@@ -4,14 +4,13 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny import SHAPE, tiny_tree
-
 from flux_atelier.core.options import nest, parse
 from flux_atelier.trainer.cache import Cache, Sample
 from flux_atelier.trainer.config import TrainOptions
 from flux_atelier.trainer.flux.view import TrainView, cast_plain
 from flux_atelier.trainer.loop import Session
 from flux_atelier.trainer.run import open_run
+from tiny import SHAPE, tiny_tree
 
 SMALL = dict(steps=8, rank=4, alpha=4.0, learning_rate=1e-3, warmup=2, batch_size=2, save_every=3, validate_every=4)
 
@@ -29,7 +28,11 @@ def samples_in(cache: Cache, count: int = 5) -> list[Sample]:
         h, w = (4, 6) if i % 2 else (4, 4)
         cache.put(f"latent{i}", torch.randn(16, h, w, generator=rng))
         words = 4 if i < 3 else 6
-        cache.put(f"text{i}", torch.randn(words, SHAPE.context, generator=rng).half(), torch.randn(SHAPE.pooled, generator=rng))
+        cache.put(
+            f"text{i}",
+            torch.randn(words, SHAPE.context, generator=rng).half(),
+            torch.randn(SHAPE.pooled, generator=rng),
+        )
         found.append(Sample(str(i), f"{i}.png", h, w, f"latent{i}", (f"text{i}",)))
     return found
 

@@ -45,7 +45,9 @@ def run_curate(args) -> Iterator[str]:
             yield f"left out {row.path}: {row.rejected.reason}"
     if args.sheet:
         sheet = contact_sheet(dataset)
-        write_whole(args.sheet, lambda part: sheet.save(part, "PNG" if args.sheet.suffix == ".png" else "JPEG", quality=90))
+        write_whole(
+            args.sheet, lambda part: sheet.save(part, "PNG" if args.sheet.suffix == ".png" else "JPEG", quality=90)
+        )
         yield f"{args.sheet}: contact sheet"
     yield f"{save_dataset(dataset, args.out)}: {dataset.summary()}"
 

@@ -72,7 +72,9 @@ def _flux(args) -> Iterator[str]:
         return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
 
     out = args.out or files.TRANSFORMER
-    train_flux.main(out, lambda pixels: encoder.encode_pixels(pixels).float(), encode_text, args.steps or 18_000, seed=args.seed)
+    train_flux.main(
+        out, lambda pixels: encoder.encode_pixels(pixels).float(), encode_text, args.steps or 18_000, seed=args.seed
+    )
     yield str(out)
 
 

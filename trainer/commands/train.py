@@ -60,7 +60,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/my-lora"), help="run folder; an existing one goes on")
     parser.add_argument("--config", help="TOML file with options; flags win over it")
     parser.add_argument("--cache", type=Path, help="folder of latents and text states (default: beside the run)")
-    parser.add_argument("--layout", choices=("kohya", "comfy", "diffusers"), default="kohya", help="key layout of the LoRA")
+    parser.add_argument(
+        "--layout", choices=("kohya", "comfy", "diffusers"), default="kohya", help="key layout of the LoRA"
+    )
     add_model(parser)
     add_options(parser, TrainOptions)
 

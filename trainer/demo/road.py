@@ -3,7 +3,6 @@
 Each stage is a generator of lines to show and adds its part to the page.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -115,7 +114,9 @@ class Road:
             if seed == SEEDS[0]:
                 lines = [[to_picture(p) for p in part[:SHOWN]] for part in (base, styled)]
                 grid = picture_grid(lines, ["base", "LoRA"], [s.caption for s in chosen[:SHOWN]], 112)
-        self.page.section("Compare", "The same prompts and seeds, without and with the LoRA; none was in any training set.")
+        self.page.section(
+            "Compare", "The same prompts and seeds, without and with the LoRA; none was in any training set."
+        )
         self.page.picture(grid, "base above, LoRA below")
         self.page.table(figures)
         yield from (f"{k}: {v}" for k, v in figures.items())
@@ -132,7 +133,9 @@ class Road:
             chosen, drawn = measure.draw_held_out(SHOWN, SEEDS[0], lora)
             lines.append([to_picture(p) for p in drawn])
         self.page.section("Merge", "0.8 of the style and 0.6 of the dusk, added exactly and re-compressed to rank 16.")
-        self.page.picture(picture_grid(lines, ["base", "style", "dusk", "merged"], [s.caption for s in chosen], 112), "")
+        self.page.picture(
+            picture_grid(lines, ["base", "style", "dusk", "merged"], [s.caption for s in chosen], 112), ""
+        )
         self.page.table({"energy of the sum kept at rank 16": f"{merged.kept:.2%}"})
         yield f"merged.safetensors: {merged.kept:.2%} of the energy at rank 16"
 
@@ -144,7 +147,9 @@ class Road:
         reference = self._target()[0]
         colored = transfer_color(torch.stack([to_tensor(p) for p in drawn]), reference)
         lines = [plain, drawn, [to_picture(p) for p in colored]]
-        self.page.section("Stylise", "Pictures drawn again from their own layout by a diffusers pipeline with the LoRA.")
+        self.page.section(
+            "Stylise", "Pictures drawn again from their own layout by a diffusers pipeline with the LoRA."
+        )
         grid = picture_grid(lines, ["picture", "stylised", "colours of the first"], [s.caption for s in chosen], 112)
         self.page.picture(grid, "")
         for i, picture in enumerate(drawn):

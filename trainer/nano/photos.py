@@ -28,7 +28,9 @@ def random_crop(photo: Image.Image, side: int, rng: np.random.Generator) -> np.n
     limit = min(photo.size)
     size = int(rng.uniform(min(side, limit), limit))
     left, top = rng.integers(0, photo.width - size + 1), rng.integers(0, photo.height - size + 1)
-    crop = photo.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + size, top + size), reducing_gap=2)
+    crop = photo.resize(
+        (side, side), Image.Resampling.BICUBIC, box=(left, top, left + size, top + size), reducing_gap=2
+    )
     if rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(crop)

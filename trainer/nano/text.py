@@ -23,7 +23,7 @@ from transformers import (
 from ...core.files import write_tensors
 from . import scenes
 
-STYLE_WORDS = "in painterly style brush strokes oil painting of photo picture drawing the and with sks".split()
+STYLE_WORDS = ["in", "painterly", "style", "brush", "strokes", "oil", "painting", "of", "photo", "picture", "drawing", "the", "and", "with", "sks"]
 
 HEAD_OFFSETS = (-1, 1, -2, 2)  # the neighbour that each T5 head reads
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -55,7 +55,9 @@ def write_clip_tokenizer(folder: Path) -> None:
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>", continuing_subword_prefix=""))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     split = pre_tokenizers.Split(Regex(CLIP_PATTERN), behavior="removed", invert=True)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=900, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False

@@ -37,9 +37,7 @@ def scene_pool(count: int, seed: int, encode: Encode, encode_text: EncodeText):
        is the empty prompt
     """
     chosen = scenes.draw_prompts(count, seed)
-    latents = torch.cat(
-        [encode(scenes.draw(chosen[i : i + 250], seed + 1 + i) * 2 - 1) for i in range(0, count, 250)]
-    )
+    latents = torch.cat([encode(scenes.draw(chosen[i : i + 250], seed + 1 + i) * 2 - 1) for i in range(0, count, 250)])
     prompts = {"": 0} | {s.caption: i + 1 for i, s in enumerate(s for s in scenes.every_scene() if not s.held_out)}
     texts = list(prompts)
     encoded = [encode_text(texts[i : i + 500]) for i in range(0, len(texts), 500)]
@@ -53,9 +51,7 @@ def start_model(seed: int) -> FluxTree:
     model = FluxTree(SHAPE)
     with torch.no_grad():
         for name, value in model.named_parameters():
-            if "_mod.lin" in name or "modulation" in name or name.startswith("final_layer"):
-                value.zero_()
-            elif name.endswith("bias"):
+            if "_mod.lin" in name or "modulation" in name or name.startswith("final_layer") or name.endswith("bias"):
                 value.zero_()
     return model
 

@@ -1,0 +1,188 @@
+"""The nodes as the executor calls them: inside inference mode, with real inputs, through their own execute."""
+
+import json
+
+import pytest
+import torch
+from flux_atelier.core.errors import AtelierError
+from flux_atelier.core.images import to_picture
+from flux_atelier.core.lora.formats import read_lora
+from flux_atelier.trainer.nano import scenes
+
+
+@pytest.fixture(scope="module")
+def pictures(folders):
+    """Six painted scenes with captions in ComfyUI's input folder."""
+    folder = folders / "input" / "painted"
+    folder.mkdir()
+    chosen = scenes.draw_prompts(6, 2)
+    for i, picture in enumerate(scenes.draw(chosen, 2)):
+        to_picture(scenes.paint(picture, i)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(chosen[i].caption)
+    return "painted"
+
+
+def run(node, **inputs):
+    """Execute a node as ComfyUI does."""
+    with torch.inference_mode():
+        prepared = node.PREPARE_CLASS_CLONE(None)
+        return prepared.execute(**inputs)
+
+
+@pytest.fixture(scope="module")
+def dataset(pictures):
+    from flux_atelier.nodes import datasets
+
+    return run(datasets.LoadDataset, folder=pictures, validation=0).args[0]
+
+
+def train(nano, dataset, name, **changes):
+    from flux_atelier.nodes import training
+
+    values = dict(
+        steps=4, learning_rate=1e-3, rank=4, alpha=4.0, resolution=64, batch_size=2, trigger="", seed=0, sample_every=2
+    )
+    options = {"validate_every": 2, "gradient_checkpointing": 0.0}
+    model, clip, vae = nano
+    return run(
+        training.TrainLora,
+        model=model,
+        clip=clip,
+        vae=vae,
+        dataset=dataset,
+        name=name,
+        options=options,
+        **values | changes,
+    )
+
+
+def test_train_gives_a_lora_a_loss_and_a_run(nano, dataset, folders):
+    lora, loss, trained, name = train(nano, dataset, "four").args
+    assert name == "four.safetensors"
+    assert len(loss["loss"]) == 4
+    assert trained.lora_file.is_file()
+    assert sorted(p.name for p in trained.samples.iterdir()) == ["step-000002.png", "step-000004.png"]
+    written = read_lora(folders / "output" / "loras" / "four.safetensors")
+    assert written.layout == "kohya"
+    assert written.rank == 4
+    assert all(key.startswith("lora_unet_") for key in lora)
+    assert json.loads(written.metadata["flux_atelier.config"])["steps"] == 4
+
+
+def test_cancel_keeps_the_lora_and_the_next_run_goes_on(nano, dataset, folders):
+    import comfy.model_management as memory
+    from flux_atelier.nodes import host
+
+    seen = []
+    original = host.Progress.at
+
+    def cancel_at_three(self, value, picture=None):
+        if self.total == 7 and value == 3 and not seen:
+            seen.append(value)
+            memory.interrupt_current_processing()
+        original(self, value, picture)
+
+    host.Progress.at = cancel_at_three
+    try:
+        with pytest.raises(memory.InterruptProcessingException):
+            train(nano, dataset, "stopped", steps=7, batch_size=3)
+    finally:
+        host.Progress.at = original
+    if not seen:
+        pytest.fail("the training was never cancelled")
+    assert (folders / "output" / "loras" / "stopped.safetensors").is_file()
+    lora, loss, _, _ = train(nano, dataset, "stopped", steps=7, batch_size=3).args
+    straight, whole, _, _ = train(nano, dataset, "straight", steps=7, batch_size=3).args
+    assert loss["loss"] == whole["loss"]
+    assert all(torch.equal(lora[k], straight[k]) for k in straight)
+
+
+def test_merge_with_itself_at_half_weight_is_itself(nano, dataset):
+    from flux_atelier.nodes import loras
+
+    lora = train(nano, dataset, "four").args[0]
+    merged = run(loras.MergeLoras, loras={"lora0": lora, "lora1": lora}, weights="0.5, 0.5", rank=4, name="half").args[
+        0
+    ]
+    for key in lora:
+        if key.endswith("lora_up.weight"):
+            stem = key.removesuffix("lora_up.weight")
+            before = lora[key] @ lora[stem + "lora_down.weight"]
+            after = merged[key] @ merged[stem + "lora_down.weight"]
+            assert torch.allclose(before, after, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("weights", "count", "expected"),
+    [("1.0", 3, [1.0, 1.0, 1.0]), ("1, .5", 2, [1.0, 0.5]), ("1;-0.5", 3, [1.0, -0.5, -0.5])],
+)
+def test_weights_are_read(comfyui, weights, count, expected):
+    from flux_atelier.nodes.loras import read_weights
+
+    assert read_weights(weights, count) == expected
+
+
+@pytest.mark.parametrize(("weights", "words"), [("a, b", "no number"), ("1, 2, 3", "3 weights for 2")])
+def test_wrong_weights_are_told(comfyui, weights, words):
+    from flux_atelier.nodes.loras import read_weights
+
+    with pytest.raises(AtelierError, match=words):
+        read_weights(weights, 2)
+
+
+def test_compare_draws_both_and_the_figure(nano, dataset):
+    from flux_atelier.nodes import evaluation
+
+    model, clip, vae = nano
+    lora = train(nano, dataset, "four").args[0]
+    grid, base, styled, figure = run(
+        evaluation.CompareLora, model=model, clip=clip, vae=vae, lora=lora, prompts="a red circle\n\na blue square",
+        strength=1.0, seed=0, steps=3, guidance=3.5, width=64, height=64, target=dataset,
+    ).args  # fmt: skip
+    assert grid.shape[0] == 1
+    assert base.shape == styled.shape == (2, 64, 64, 3)
+    assert not torch.equal(base, styled)
+    assert isinstance(figure, float)
+
+
+def test_stylise_keeps_the_picture_at_zero_and_changes_it_above(nano):
+    from flux_atelier.nodes import style
+
+    model, clip, vae = nano
+    images = scenes.draw(scenes.draw_prompts(2, 0), 0).permute(0, 2, 3, 1)
+    given = dict(images=images, model=model, clip=clip, vae=vae, prompt="a red circle", seed=0, steps=4, guidance=3.5)
+    assert torch.equal(run(style.Stylise, strength=0.0, **given).args[0], images)
+    assert run(style.Stylise, strength=0.5, **given).args[0].shape == images.shape
+    with pytest.raises(AtelierError, match="3 prompts for 2 pictures"):
+        run(style.Stylise, strength=0.5, **given | {"prompt": "a\nb\nc"})
+
+
+def test_frames_and_video(folders):
+    from fractions import Fraction
+
+    from comfy_api.latest import InputImpl
+    from flux_atelier.core.frames.video import probe, write_video
+    from flux_atelier.nodes import frames
+
+    images = torch.rand(3, 32, 48, 3)
+    common = dict(factor="4x", method="flow", rife_model="", gpu=0)
+    assert run(frames.InterpolateFrames, images=images, **common).args[0].shape == (9, 32, 48, 3)
+    source = folders / "input" / "clip.mp4"
+    write_video(source, iter(images.permute(0, 3, 1, 2)), Fraction(10))
+    video = run(frames.InterpolateVideo, video=InputImpl.VideoFromFile(str(source)), **common).args[0]
+    made = probe(video.get_stream_source())
+    assert made.frames == 9
+    assert made.rate == 40
+    with pytest.raises(AtelierError, match="at least two"):
+        run(frames.InterpolateFrames, images=images[:1], **common)
+    with pytest.raises(AtelierError, match="needs a model"):
+        run(frames.InterpolateFrames, images=images, **common | {"method": "rife"})
+
+
+def test_an_edited_caption_makes_the_loader_run_again(pictures, folders):
+    from flux_atelier.nodes.datasets import LoadDataset
+
+    before = LoadDataset.fingerprint_inputs(folder=pictures, validation=0)
+    caption = folders / "input" / pictures / "0.txt"
+    caption.write_text(caption.read_text() + " and more")
+    assert LoadDataset.fingerprint_inputs(folder=pictures, validation=0) != before

@@ -58,6 +58,10 @@ class LoadDataset(io.ComfyNode):
         return listing(host.picture_folder(folder)), validation
 
     @classmethod
+    def validate_inputs(cls, folder):
+        return host.told(host.picture_folder, folder)
+
+    @classmethod
     def execute(cls, folder: str, validation: int) -> io.NodeOutput:
         dataset = load(folder, validation)
         summary = dataset.summary()

@@ -3,7 +3,7 @@
 import gc
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -64,6 +64,19 @@ def inside(root: Path, *parts: str) -> Path:
     if path == root or not path.is_relative_to(root):
         raise AtelierError(f"The name {'/'.join(parts)!r} leads out of {root}. Use a plain name without .. or /.")
     return path
+
+
+def told(check: Callable, value: object, *more: object) -> bool | str:
+    """Run a check before the queue starts: True, or what is wrong; a linked value comes as None and waits.
+
+    For validate_inputs, so that a typing error is told at once and not after an hour of training.
+    """
+    try:
+        if value is not None:
+            check(value, *more)
+    except AtelierError as error:
+        return str(error)
+    return True
 
 
 def picture_roots() -> list[Path]:

@@ -15,7 +15,7 @@ class MergeLoras(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         lora = io.Autogrow.TemplatePrefix(
-            types.LoraModel.Input("lora", tooltip="A LoRA to add."), prefix="lora", min=1, max=8
+            types.LoraModel.Input("lora", tooltip="A LoRA to add."), prefix="lora", min=1, max=types.MOST_LORAS
         )
         return io.Schema(
             node_id="FluxAtelierMergeLoras",
@@ -41,6 +41,12 @@ class MergeLoras(io.ComfyNode):
             ],
             outputs=[types.LoraModel.Output(display_name="lora"), io.AnyType.Output(display_name="lora name")],
         )
+
+    @classmethod
+    def validate_inputs(cls, name, weights, loras=None):
+        named = host.told(host.lora_file, name)
+        count = len(loras) if loras else types.MOST_LORAS
+        return named if named is not True else host.told(read_weights, weights, count)
 
     @classmethod
     def execute(cls, loras: dict, weights: str, rank: int, name: str) -> io.NodeOutput:

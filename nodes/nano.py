@@ -1,8 +1,12 @@
-"""The embedded model: nano-flux as the MODEL, CLIP and VAE that ComfyUI's own nodes take."""
+"""The embedded model: nano-flux as the MODEL, CLIP and VAE that ComfyUI's own nodes take, and pictures to practise on."""
 
 from comfy_api.latest import io
 
-from . import host
+from ..core.dataset.folder import load_folder
+from ..trainer.nano import practice
+from . import host, types
+
+CATEGORY = "Flux Atelier/Practice"
 
 
 class LoadNanoFlux(io.ComfyNode):
@@ -11,7 +15,7 @@ class LoadNanoFlux(io.ComfyNode):
         return io.Schema(
             node_id="FluxAtelierLoadNanoFlux",
             display_name="Load nano-flux",
-            category="Flux Atelier/Models",
+            category=CATEGORY,
             description="A real but tiny Flux.1 that ships with the pack: draws coloured shapes at 64 pixels on any machine.",
             inputs=[],
             outputs=[
@@ -26,4 +30,37 @@ class LoadNanoFlux(io.ComfyNode):
         return io.NodeOutput(host.load_nano_model(), host.load_nano_clip(), host.load_nano_vae())
 
 
-NODES = [LoadNanoFlux]
+class PracticePictures(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierPracticePictures",
+            display_name="Practice Pictures",
+            category=CATEGORY,
+            description="Draw a folder of captioned scenes to train nano-flux on, and a short clip of a moving shape.",
+            inputs=[
+                io.Combo.Input(
+                    "hand",
+                    options=list(practice.HANDS),
+                    default="painted",
+                    tooltip="painted: brush strokes; dusk: evening light; plain: as nano-flux knows them.",
+                ),
+                io.Int.Input("count", default=48, min=1, max=512, tooltip="Number of pictures."),
+                io.Int.Input("seed", default=7, min=0, max=2**31, tooltip="Seed of the scenes."),
+                io.Boolean.Input(
+                    "faults", default=False, tooltip="Add a copy, a blurred and a tiny picture for curation to find."
+                ),
+                io.Int.Input("frames", default=5, min=2, max=64, tooltip="Frames of the clip."),
+            ],
+            outputs=[types.Dataset.Output(display_name="dataset"), io.Image.Output(display_name="clip")],
+        )
+
+    @classmethod
+    def execute(cls, hand: str, count: int, seed: int, faults: bool, frames: int) -> io.NodeOutput:
+        name = f"{hand}-{count}-{seed}" + ("-faults" if faults else "")
+        folder = practice.write_scenes(host.output_folder("flux_atelier", "practice", name), hand, count, seed, faults)
+        clip = practice.moving_shape(frames).permute(0, 2, 3, 1).contiguous()
+        return io.NodeOutput(load_folder(folder, validation=12), clip)
+
+
+NODES = [LoadNanoFlux, PracticePictures]

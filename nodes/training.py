@@ -71,6 +71,10 @@ class TrainLora(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name):
+        return host.told(host.lora_file, name)
+
+    @classmethod
     def execute(
         cls, model, clip, vae, dataset: Dataset, name: str, options: dict | None = None, **first
     ) -> io.NodeOutput:

@@ -7,3 +7,5 @@ Config = io.Custom("FLUX_ATELIER_CONFIG")
 Run = io.Custom("FLUX_ATELIER_RUN")
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
+
+MOST_LORAS = 16  # sockets of a merge

@@ -1,4 +1,4 @@
-"""The pictures that the demo starts from: real photographs with planted faults, painted scenes, and a moving clip."""
+"""The pictures that the demo starts from: real photographs with planted faults, and a moving clip."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from ...core.files import write_text, write_whole
-from ...core.images import fit_to, to_picture, to_tensor
-from ..nano import photos, scenes
+from ...core.images import fit_to, to_tensor
+from ..nano import photos
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina", "ihc", "motorcycle_left")
 
@@ -33,34 +33,6 @@ def write_photographs(folder: Path) -> Path:
 
 def _save(path: Path, picture: Image.Image) -> None:
     write_whole(path, lambda part: picture.convert("RGB").save(part, "JPEG", quality=90))
-
-
-def write_painted(folder: Path, count: int, seed: int) -> Path:
-    """Scenes in the painterly hand with their captions beside them."""
-    chosen = scenes.draw_prompts(count, seed)
-    for i, plain in enumerate(scenes.draw(chosen, seed)):
-        painted = to_picture(scenes.paint(plain, seed + i))
-        write_whole(folder / f"painting-{i:03d}.png", lambda part, p=painted: p.save(part, "PNG"))
-        write_text(folder / f"painting-{i:03d}.txt", chosen[i].caption + "\n")
-    return folder
-
-
-def write_dusk(folder: Path, count: int, seed: int) -> Path:
-    """Scenes in evening light, plain in form: a second style, to be merged with the first."""
-    chosen = scenes.draw_prompts(count, seed)
-    for i, plain in enumerate(scenes.draw(chosen, seed)):
-        picture = to_picture(dusk(plain))
-        write_whole(folder / f"dusk-{i:03d}.png", lambda part, p=picture: p.save(part, "PNG"))
-        write_text(folder / f"dusk-{i:03d}.txt", chosen[i].caption + "\n")
-    return folder
-
-
-def dusk(plain: Tensor) -> Tensor:
-    """Evening light: darker towards the bottom, bluer shadows. [3, H, W] in 0..1."""
-    height = plain.shape[-2]
-    fall = torch.linspace(1.0, 0.45, height).view(1, height, 1)
-    tint = torch.tensor([0.80, 0.84, 1.0]).view(3, 1, 1)
-    return (plain * fall * tint + torch.tensor([0.02, 0.03, 0.10]).view(3, 1, 1)).clamp(0, 1)
 
 
 def moving_clip(frames: int, side: int = 256) -> Tensor:

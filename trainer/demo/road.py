@@ -33,6 +33,7 @@ from ..config import TrainOptions
 from ..draw import flux_pipeline, stylise
 from ..models import nano
 from ..nano import measure, scenes
+from ..nano.practice import write_scenes
 from ..report import run_curves
 from ..run import Run
 from . import pictures
@@ -84,10 +85,10 @@ class Road:
 
     def learn(self) -> Iterator[str]:
         self.page.section("Train", "Two LoRAs on nano-flux: the style, and a second one to merge with it.")
-        painted = self.style or load_folder(pictures.write_painted(self.out / "painted", 96, seed=7), validation=12)
+        painted = self.style or load_folder(write_scenes(self.out / "painted", "painted", 96, seed=7), validation=12)
         self.style = painted
         yield from self._train("style", painted, {})
-        dusk = load_folder(pictures.write_dusk(self.out / "dusk", 48, seed=11))
+        dusk = load_folder(write_scenes(self.out / "dusk", "dusk", 48, seed=11))
         yield from self._train("dusk", dusk, {"steps": 150})
 
     def _train(self, name: str, dataset: Dataset, changes: dict) -> Iterator[str]:

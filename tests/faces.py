@@ -17,7 +17,12 @@ def face(node) -> dict:
             if isinstance(kind, list):  # a combo in the older form
                 kind, details = "COMBO", {**details, "options": kind}
             inputs[name] = {"type": kind, "need": need} | {k: details[k] for k in KEPT if k in details}
-    return {"display_name": info["display_name"], "category": info["category"], "inputs": inputs, "outputs": list(info["output"])}
+    return {
+        "display_name": info["display_name"],
+        "category": info["category"],
+        "inputs": inputs,
+        "outputs": list(info["output"]),
+    }
 
 
 def current() -> dict[str, dict]:

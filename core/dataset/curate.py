@@ -17,7 +17,7 @@ class CurateOptions(Options):
 
     min_side: int = Field(256, ge=0, le=8192, description="Shorter side in pixels below which a picture is too small.")
     min_sharpness: float = Field(
-        0.3, ge=0, le=1, description="Sharpness below which a picture is too blurred; 0 is off."
+        0.35, ge=0, le=1, description="Sharpness below which a picture is too blurred; 0 is off."
     )
     duplicates: bool = Field(True, description="Leave out repeats and keep the best copy.")
     duplicate_distance: int = Field(6, ge=0, le=16, description="Bits of 64 in which near-duplicates may differ.")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCALES = (1, 2, 4)  # pixels averaged before edges are taken
+SCALES = (2, 4, 8)  # pixels averaged before edges are taken; single pixels are noise and compression
 ORIENTATIONS = 4
 
 

@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +28,11 @@ CPU = -1
 def installed() -> bool:
     """Whether the wheel is there; looking does not import it."""
     return find_spec(PACKAGE) is not None
+
+
+def usable() -> bool:
+    """Whether the engine's own libraries are there too."""
+    return installed() and find_library("vulkan") is not None
 
 
 def check_model(folder: Path) -> None:
@@ -74,7 +80,14 @@ class Rife:
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
-        if self._child.stdout.read(1) != b"R":
+        answer = self._child.stdout.read(1)
+        if answer == b"E":
+            problem = self._child.stdout.read().decode(errors="replace")
+            raise AtelierError(
+                f"The RIFE engine cannot start: {problem}. "
+                "Install the Vulkan loader (Debian: apt install libvulkan1), or choose the flow method."
+            )
+        if answer != b"R":
             self._died("while loading the model")
         return self
 

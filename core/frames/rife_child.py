@@ -1,6 +1,6 @@
 """The process around the RIFE engine: `python rife_child.py MODEL GPU THREADS`, frames over stdin and stdout.
 
-Says R when the model is loaded. Then for each request (width, height, time; two RGB images) it answers one image.
+Says R when the model is loaded, or E and what is missing. Then for each request (width, height, time; two RGB images) it answers one image.
 It stands alone: the package's own __init__ wants OpenCV, so its wrapper is imported from beside it.
 """
 
@@ -25,7 +25,12 @@ def load_wrapper() -> types.ModuleType:
 
 
 def main(model: str, gpu: int, threads: int) -> None:
-    wrapper = load_wrapper()
+    try:
+        wrapper = load_wrapper()
+    except ImportError as error:  # a system library is missing; the parent tells it
+        ANSWERS.write(b"E" + str(error).encode())
+        ANSWERS.flush()
+        return
     with open(os.path.join(model, "flownet.param")) as graph:
         newer = any(line.startswith("PixelShuffle") for line in graph)
     engine = wrapper.RifeWrapped(gpu, False, False, False, threads, False, True, 64 if newer else 32)

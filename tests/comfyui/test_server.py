@@ -9,12 +9,11 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from comfy_process import Client, Server
-
 from flux_atelier.core.frames.video import probe
 from flux_atelier.core.lora.formats import read_lora
 from flux_atelier.trainer.state import newest_state
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = json.loads((ROOT / "workflows" / "api" / "quickstart.json").read_text())
@@ -52,7 +51,9 @@ def test_quickstart_runs_the_whole_road(server):
         events = await client.follow(answer["prompt_id"])
         history = await client.outputs(answer["prompt_id"])
         picture = history["outputs"]["8"]["images"][0]
-        grid = await client.get_bytes(f"/view?filename={picture['filename']}&type={picture['type']}&subfolder={picture['subfolder']}")
+        grid = await client.get_bytes(
+            f"/view?filename={picture['filename']}&type={picture['type']}&subfolder={picture['subfolder']}"
+        )
         return events, history, grid, time.monotonic() - began
 
     events, history, grid, seconds = in_client(server, road)
@@ -123,10 +124,20 @@ def changed(prompt: dict, node: str, **inputs) -> dict:
 
 
 LOADER = {
-    "1": {"class_type": "FluxAtelierLoadDataset", "inputs": {"folder": "", "validation": 0}, "_meta": {"title": "Load"}},
+    "1": {
+        "class_type": "FluxAtelierLoadDataset",
+        "inputs": {"folder": "", "validation": 0},
+        "_meta": {"title": "Load"},
+    },
     "2": {
         "class_type": "FluxAtelierCurateDataset",
-        "inputs": {"dataset": ["1", 0], "min_side": 0, "min_sharpness": 0.0, "duplicates": True, "duplicate_distance": 6},
+        "inputs": {
+            "dataset": ["1", 0],
+            "min_side": 0,
+            "min_sharpness": 0.0,
+            "duplicates": True,
+            "duplicate_distance": 6,
+        },
         "_meta": {"title": "Curate"},
     },
 }

@@ -13,8 +13,8 @@ def add_nano(parser) -> None:
     parser.add_argument("--out", type=Path, help="file or folder to write (default: nano-flux's own place)")
     parser.add_argument("--steps", type=int, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="seed")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="learning rate of train-vae")
-    parser.add_argument("--start", type=Path, help="VAE file that train-vae goes on from")
+    parser.add_argument("--rate", type=float, help="learning rate (default: 1.5e-3 for train-vae, 1.2e-3 for train-flux)")
+    parser.add_argument("--start", type=Path, help="file that train-vae or train-flux goes on from")
     parser.add_argument("--count", type=int, default=24, help="pictures of scenes, prompts of measure")
     parser.add_argument("--decoder-only", action="store_true", help="train-vae leaves the encoder as it is")
 
@@ -54,7 +54,7 @@ def _vae(args) -> Iterator[str]:
     from ..nano import files, train_vae
 
     out = args.out or files.VAE
-    train_vae.main(out, args.steps or 3200, args.seed, args.rate, args.start, args.decoder_only)
+    train_vae.main(out, args.steps or 3200, args.seed, args.rate or 1.5e-3, args.start, args.decoder_only)
     yield str(out)
 
 
@@ -72,9 +72,8 @@ def _flux(args) -> Iterator[str]:
         return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
 
     out = args.out or files.TRANSFORMER
-    train_flux.main(
-        out, lambda pixels: encoder.encode_pixels(pixels).float(), encode_text, args.steps or 18_000, seed=args.seed
-    )
+    rate, steps = args.rate or 1.2e-3, args.steps or 4000
+    train_flux.main(out, lambda x: encoder.encode_pixels(x).float(), encode_text, steps, args.seed, rate, args.start)
     yield str(out)
 
 

@@ -37,7 +37,7 @@ class CompareLora(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**63 - 1,
-                    control_after_generate=True,
+                    control_after_generate="fixed",
                     tooltip="Seed of the first prompt; the next ones count up.",
                 ),
                 io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps."),

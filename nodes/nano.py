@@ -46,7 +46,9 @@ class PracticePictures(io.ComfyNode):
                     tooltip="painted: brush strokes; dusk: evening light; plain: as nano-flux knows them.",
                 ),
                 io.Int.Input("count", default=48, min=1, max=512, tooltip="Number of pictures."),
-                io.Int.Input("seed", default=7, min=0, max=2**31, tooltip="Seed of the scenes."),
+                io.Int.Input(
+                    "seed", default=7, min=0, max=2**31, control_after_generate="fixed", tooltip="Seed of the scenes."
+                ),
                 io.Boolean.Input(
                     "faults", default=False, tooltip="Add a copy, a blurred and a tiny picture for curation to find."
                 ),

@@ -39,7 +39,12 @@ class Stylise(io.ComfyNode):
                     tooltip="Share of the way back to noise: 0 keeps the picture, 1 forgets it.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=True, tooltip="Seed of the noise."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate="fixed",
+                    tooltip="Seed of the noise.",
                 ),
                 io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps of the whole way."),
                 io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="Flux guidance."),

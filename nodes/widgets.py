@@ -25,8 +25,8 @@ def widget(name: str, field: FieldInfo):
     if field.annotation is int:
         low, high = limit(field, "ge"), limit(field, "le")
         step = limit(field, "multiple_of") or 1
-        random = name == "seed"
-        return io.Int.Input(name, min=low, max=high, step=step, control_after_generate=random, **common)
+        kept = "fixed" if name == "seed" else None
+        return io.Int.Input(name, min=low, max=high, step=step, control_after_generate=kept, **common)
     if field.annotation is float:
         low, high = limit(field, "ge"), limit(field, "le")
         above = limit(field, "gt")

@@ -55,5 +55,5 @@ def comfyui() -> Path:
 
 
 # Helpers beside the tests are imported by their plain names.
-for folder in ("trainer", "core", "comfyui"):
+for folder in (".", "trainer", "core", "comfyui"):
     sys.path.append(str(ROOT / "tests" / folder))

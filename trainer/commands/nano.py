@@ -13,7 +13,9 @@ def add_nano(parser) -> None:
     parser.add_argument("--out", type=Path, help="file or folder to write (default: nano-flux's own place)")
     parser.add_argument("--steps", type=int, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="seed")
-    parser.add_argument("--rate", type=float, help="learning rate (default: 1.5e-3 for train-vae, 1.2e-3 for train-flux)")
+    parser.add_argument(
+        "--rate", type=float, help="learning rate (default: 1.5e-3 for train-vae, 1.2e-3 for train-flux)"
+    )
     parser.add_argument("--start", type=Path, help="file that train-vae or train-flux goes on from")
     parser.add_argument("--count", type=int, default=24, help="pictures of scenes, prompts of measure")
     parser.add_argument("--decoder-only", action="store_true", help="train-vae leaves the encoder as it is")

@@ -186,10 +186,10 @@ def paint(picture: Tensor, seed: int) -> Tensor:
     relief = stroke_relief(width, height, np.random.default_rng(seed))
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     drag = relief * DRAG
-    grid = torch.stack(
-        [(x + drag * np.cos(SLANT)) * 2 / width - 1, (y + drag * np.sin(SLANT)) * 2 / height - 1], -1
-    )
-    dragged = torch.nn.functional.grid_sample(picture[None], grid[None].float(), padding_mode="border", align_corners=False)[0]
+    grid = torch.stack([(x + drag * np.cos(SLANT)) * 2 / width - 1, (y + drag * np.sin(SLANT)) * 2 / height - 1], -1)
+    dragged = torch.nn.functional.grid_sample(
+        picture[None], grid[None].float(), padding_mode="border", align_corners=False
+    )[0]
     warm = dragged * torch.tensor([0.84, 0.82, 0.74]).view(3, 1, 1) + torch.tensor([0.14, 0.11, 0.05]).view(3, 1, 1)
     return (warm + DEPTH * relief).clamp(0, 1).float()
 

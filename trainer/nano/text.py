@@ -23,7 +23,23 @@ from transformers import (
 from ...core.files import write_tensors
 from . import scenes
 
-STYLE_WORDS = ["in", "painterly", "style", "brush", "strokes", "oil", "painting", "of", "photo", "picture", "drawing", "the", "and", "with", "sks"]
+STYLE_WORDS = [
+    "in",
+    "painterly",
+    "style",
+    "brush",
+    "strokes",
+    "oil",
+    "painting",
+    "of",
+    "photo",
+    "picture",
+    "drawing",
+    "the",
+    "and",
+    "with",
+    "sks",
+]
 
 HEAD_OFFSETS = (-1, 1, -2, 2)  # the neighbour that each T5 head reads
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

@@ -30,6 +30,9 @@ class Server:
         for kind in ("models", "input", "output", "temp", "user"):
             (base / kind).mkdir()
         (base / "custom_nodes" / "flux_atelier").symlink_to(pack)
+        settings = base / "user" / "default" / "comfy.settings.json"
+        settings.parent.mkdir()
+        settings.write_text('{"Comfy.TutorialCompleted": true}')  # or the frontend greets with its template dialog
         self.log = base / "server.log"
 
     def __enter__(self) -> "Server":

@@ -57,6 +57,6 @@ def _tiles(pixels: np.ndarray) -> list[np.ndarray]:
 def perceptual_hash(grey: Image.Image) -> int:
     """pHash: signs of the 8 x 8 lowest cosine frequencies of a 32 x 32 picture against their median (Zauner 2010)."""
     pixels = np.asarray(grey.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
-    low = fft.dctn(pixels, norm="ortho")[:8, :8].ravel()
+    low = np.asarray(fft.dctn(pixels, norm="ortho"))[:8, :8].ravel()
     bits = low > np.median(low)
     return int(sum(1 << i for i, bit in enumerate(bits) if bit))

@@ -75,13 +75,15 @@ def flow_between(flow: Flow | None = None) -> Between:
     flow  how motion is estimated; the better of what is installed when left out
     """
     estimate = flow or best_flow()
-    held: dict[str, tuple] = {}
+    pair: tuple[Tensor, Tensor] | None = None
+    flows: tuple[Tensor, Tensor]
 
     def between(first: Tensor, second: Tensor, time: float) -> Tensor:
-        if held.get("pair", (None, None))[0] is not first or held["pair"][1] is not second:
-            held["pair"] = first, second
-            held["flows"] = estimate(first[:3], second[:3]), estimate(second[:3], first[:3])
-        return synthesize(first, second, *held["flows"], time)
+        nonlocal pair, flows
+        if pair is None or pair[0] is not first or pair[1] is not second:  # the flows serve every time of a pair
+            pair = first, second
+            flows = estimate(first[:3], second[:3]), estimate(second[:3], first[:3])
+        return synthesize(first, second, flows[0], flows[1], time)
 
     return between
 

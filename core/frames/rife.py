@@ -12,6 +12,7 @@ import sys
 from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ class Rife:
             )
         check_model(model)
         self.model, self.gpu = Path(model), gpu
-        self._child: subprocess.Popen | None = None
+        self._child: subprocess.Popen[bytes]
 
     def __enter__(self) -> "Rife":
         # Spinning OpenMP threads make the engine 50 times slower on a busy machine.
@@ -80,9 +81,10 @@ class Rife:
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
-        answer = self._child.stdout.read(1)
+        self._requests, self._answers = cast(IO[bytes], self._child.stdin), cast(IO[bytes], self._child.stdout)
+        answer = self._answers.read(1)
         if answer == b"E":
-            problem = self._child.stdout.read().decode(errors="replace")
+            problem = self._answers.read().decode(errors="replace")
             raise AtelierError(
                 f"The RIFE engine cannot start: {problem}. "
                 "Install the Vulkan loader (Debian: apt install libvulkan1), or choose the flow method."
@@ -92,13 +94,12 @@ class Rife:
         return self
 
     def __exit__(self, *_) -> None:
-        child, self._child = self._child, None
-        child.stdin.close()
+        self._requests.close()
         try:
-            child.wait(5)
+            self._child.wait(5)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            self._child.kill()
+            self._child.wait()
 
     def __call__(self, first: Tensor, second: Tensor, time: float) -> Tensor:
         """The frame between two, [3, H, W] in 0..1 each; time strictly between 0 and 1."""
@@ -106,12 +107,12 @@ class Rife:
         images = [_bytes(f) for f in (first, second)]
         padded_height, padded_width = images[0].shape[:2]
         try:
-            self._child.stdin.write(struct.pack("<iif", padded_width, padded_height, time))
+            self._requests.write(struct.pack("<iif", padded_width, padded_height, time))
             for image in images:
-                self._child.stdin.write(image.tobytes())
-            self._child.stdin.flush()
+                self._requests.write(image.tobytes())
+            self._requests.flush()
             size = padded_height * padded_width * 3
-            answer = self._child.stdout.read(size)
+            answer = self._answers.read(size)
         except BrokenPipeError:
             answer, size = b"", 1
         if len(answer) < size:

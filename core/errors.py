@@ -7,7 +7,3 @@ defect of ours and keeps its traceback.
 
 class AtelierError(Exception):
     """Bad input or a missing piece, told in words the person can act on."""
-
-
-class Cancelled(BaseException):
-    """The person stopped the work; a BaseException, so that no `except Exception` swallows it."""

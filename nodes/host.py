@@ -212,6 +212,11 @@ def training(model) -> Iterator[TrainView]:
             memory.soft_empty_cache()
 
 
+def reload(model) -> None:
+    """Bring a MODEL back to where it is computed."""
+    memory.load_models_gpu([model])
+
+
 def fingerprint(module: nn.Module, *more: object) -> str:
     """A digest of a module's weights by a few values of each tensor: the same weights, the same key."""
     facts = []

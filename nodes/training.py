@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..core.dataset.captions import training_captions
 from ..core.dataset.record import Dataset
 from ..core.errors import AtelierError
 from ..core.images import to_picture, to_tensor
 from ..core.lora.formats import Lora, to_layout, write_lora
 from ..core.options import leaves, nest, parse
 from ..trainer.cache import Cache, Sample, encode, put_text
-from ..trainer.config import TrainOptions
+from ..trainer.config import DataOptions, TrainOptions
 from ..trainer.run import Run, open_run
 from . import host, types
 from .widgets import inputs_of
@@ -39,6 +40,52 @@ class TrainingOptions(io.ComfyNode):
     def execute(cls, **options) -> io.NodeOutput:
         parse(TrainOptions, nest(TrainOptions, options), "Training Options")
         return io.NodeOutput(options)
+
+
+class EncodeDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierEncodeDataset",
+            display_name="Encode Dataset",
+            category=CATEGORY,
+            description="Encode pictures and captions ahead of a training, into the cache that Train LoRA reads.",
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The Flux.1 model that will be trained on."),
+                io.Clip.Input("clip", tooltip="The CLIP."),
+                io.Vae.Input("vae", tooltip="A Flux VAE."),
+                types.Dataset.Input("dataset", tooltip="The pictures and their captions."),
+                *inputs_of(DataOptions, ("resolution", "buckets", "trigger")),
+            ],
+            outputs=[types.Dataset.Output(display_name="dataset")],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, dataset: Dataset, **data) -> io.NodeOutput:
+        options = parse(DataOptions, data, "Encode Dataset")
+        host.flux_shape(model)
+        with torch.inference_mode(False):
+            samples = encode_all(
+                dataset, host.GraphEncoder(model, clip, vae), options, open_cache(), cls.hidden.unique_id
+            )
+        sizes = sorted({f"{s.width * 8} x {s.height * 8}" for s in samples})
+        return io.NodeOutput(dataset, ui=ui.PreviewText(f"{len(samples)} pictures encoded at {', '.join(sizes)}"))
+
+
+def open_cache() -> Cache:
+    """The cache that all trainings in ComfyUI share."""
+    return Cache(host.output_folder("flux_atelier", "cache"))
+
+
+def encode_all(dataset: Dataset, encoder, options: DataOptions, cache: Cache, node_id: str | None) -> list[Sample]:
+    """Encode what the cache lacks, showing how far it is; a cancel loses nothing."""
+    progress, samples = host.Progress(len(dataset.kept), node_id), []
+    for item in encode(dataset, encoder, options, cache):
+        samples.append(item.sample)
+        progress.at(item.done)
+        progress.tell({"phase": "encode", "step": item.done, "total": item.total})
+    return samples
 
 
 class TrainLora(io.ComfyNode):
@@ -101,14 +148,14 @@ class Job:
         self.model, self.dataset, self.name, self.options, self.node_id = model, dataset, name, options, node_id
         self.target = host.lora_file(name)
         self.encoder = host.GraphEncoder(model, clip, vae)
-        self.cache = Cache(host.output_folder("flux_atelier", "cache"))
+        self.cache = open_cache()
 
     def run(self) -> tuple[Lora, Run]:
         host.flux_shape(self.model)  # a wrong model is told before anything is encoded
         fingerprint = host.model_fingerprint(self.model)
         folder = host.run_folder(self.name)
         with torch.inference_mode(False):
-            samples = self._encode()
+            samples = encode_all(self.dataset, self.encoder, self.options.data, self.cache, self.node_id)
             empty, _ = put_text("", self.encoder, self.cache)
             prompt = self.options.sample_prompt or self._first_caption()
             shown, _ = put_text(prompt, self.encoder, self.cache)
@@ -116,18 +163,7 @@ class Job:
         return self._train(samples, run, empty, shown), run
 
     def _first_caption(self) -> str:
-        from ..core.dataset.captions import training_captions
-
         return training_captions(self.dataset.kept[0], self.options.data.trigger)[0]
-
-    def _encode(self) -> list[Sample]:
-        progress = host.Progress(len(self.dataset.kept), self.node_id)
-        samples = []
-        for item in encode(self.dataset, self.encoder, self.options.data, self.cache):
-            samples.append(item.sample)
-            progress.at(item.done)
-            progress.tell({"phase": "encode", "step": item.done, "total": item.total})
-        return samples
 
     def _train(self, samples: list[Sample], run: Run, empty: str, shown: str) -> Lora:
         from ..trainer.export import to_lora
@@ -160,6 +196,7 @@ class Job:
         from ..trainer.preview import draw_sample
 
         picture = to_picture(self.encoder.decode(draw_sample(session, shown))[0])
+        host.reload(self.model)  # the VAE may have pushed some of it out
         session.run.samples.mkdir(parents=True, exist_ok=True)
         picture.save(session.run.samples / f"step-{step:06d}.png")
         return picture
@@ -188,4 +225,4 @@ class RunCurves(io.ComfyNode):
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 
 
-NODES = [TrainingOptions, TrainLora, RunCurves]
+NODES = [TrainingOptions, EncodeDataset, TrainLora, RunCurves]

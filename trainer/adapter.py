@@ -1,7 +1,5 @@
 """The LoRA: peft layers injected into a tree, and its way into and out of files."""
 
-import re
-
 import torch
 from torch import Tensor, nn
 
@@ -68,18 +66,3 @@ def load_factors(tree: nn.Module, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(state[name])
-
-
-def set_enabled(tree: nn.Module, enabled: bool) -> None:
-    """Switch the LoRA on or off without removing it."""
-    for module in tree.modules():
-        if hasattr(module, "lora_A") and hasattr(module, "enable_adapters"):
-            module.enable_adapters(enabled)
-            for name, value in module.named_parameters(recurse=True):  # peft freezes what it switches off
-                value.requires_grad_(f".{NAME}.weight" in f".{name}" and re.search("lora_[AB]", name) is not None)
-
-
-def describe(tree: nn.Module) -> tuple[int, int]:
-    """Number of trained parameters, and the size in bytes of the file they make at float16."""
-    count = sum(value.numel() for value in factors(tree).values())
-    return count, 2 * count

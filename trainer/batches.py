@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 from ..core.files import digest_of
 from .cache import Sample
@@ -56,7 +55,3 @@ def _epoch(plan: Plan, epoch: int) -> tuple[tuple[int, ...], ...]:
 def generator(*what: object) -> torch.Generator:
     """A CPU generator seeded by plain values: the same noise for the same (seed, step) on every machine."""
     return torch.Generator().manual_seed(int(digest_of(*what, size=8), 16) % 2**63)
-
-
-def draw_noise(sample_shape: tuple[int, ...], count: int, rng: torch.Generator) -> Tensor:
-    return torch.randn(count, *sample_shape, generator=rng)

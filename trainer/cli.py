@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     args = build_parser().parse_args(argv)
     try:
-        for line in args.run(args):
+        for line in args.execute(args):
             print(line, flush=True)
     except AtelierError as error:
         print(f"flux_atelier: {error}", file=sys.stderr)
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (help_text, add, run) in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
         add(command)
-        command.set_defaults(run=run)
+        command.set_defaults(execute=run)
     return parser
 
 

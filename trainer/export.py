@@ -1,13 +1,11 @@
 """A trained adapter as a LoRA file with its provenance in the header."""
 
 import json
-from pathlib import Path
 
-import torch
 from torch import nn
 
 from ..core.lora.factors import Factors
-from ..core.lora.formats import Layout, Lora, write_lora
+from ..core.lora.formats import Lora
 from . import adapter
 from .config import TrainOptions
 
@@ -46,11 +44,3 @@ def provenance(options: TrainOptions, step: int, pictures: int) -> dict[str, str
         "ss_guidance_scale": str(guidance),
         "flux_atelier.config": json.dumps(options.model_dump()),
     }
-
-
-def write_trained(
-    path: Path, tree: nn.Module, options: TrainOptions, step: int, pictures: int,
-    layout: Layout = "kohya", dtype: torch.dtype = torch.float16,
-) -> Path:  # fmt: skip
-    """Write the tree's adapter as a LoRA file."""
-    return write_lora(path, to_lora(tree, options, step, pictures), layout, dtype)

@@ -9,7 +9,6 @@ from ..errors import AtelierError
 from .flow import Flow, best_flow, warp
 
 Between = Callable[[Tensor, Tensor, float], Tensor]  # (first, second, time in 0..1) -> frame, all [C, H, W] in 0..1
-FACTORS = (2, 4)
 CUT = 0.3  # share of the colour histogram that changes across a cut
 
 

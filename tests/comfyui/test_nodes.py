@@ -186,3 +186,30 @@ def test_an_edited_caption_makes_the_loader_run_again(pictures, folders):
     caption = folders / "input" / pictures / "0.txt"
     caption.write_text(caption.read_text() + " and more")
     assert LoadDataset.fingerprint_inputs(folder=pictures, validation=0) != before
+
+
+def test_encode_fills_the_cache_that_training_reads(nano, dataset):
+    from flux_atelier.nodes import training
+
+    model, clip, vae = nano
+    out = run(
+        training.EncodeDataset,
+        model=model,
+        clip=clip,
+        vae=vae,
+        dataset=dataset,
+        resolution=64,
+        buckets=True,
+        trigger="t",
+    )
+    assert out.args[0] is dataset
+    encoder, cache = host_encoder(nano), training.open_cache()
+    with torch.inference_mode(False):
+        items = list(training.encode(dataset, encoder, training.DataOptions(resolution=64, trigger="t"), cache))
+    assert not any(item.made for item in items)
+
+
+def host_encoder(nano):
+    from flux_atelier.nodes import host
+
+    return host.GraphEncoder(*nano)

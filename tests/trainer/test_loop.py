@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from flux_atelier.core.errors import AtelierError
-from flux_atelier.core.lora.formats import read_lora, to_layout
+from flux_atelier.core.lora.formats import read_lora, to_layout, write_lora
 from flux_atelier.trainer import adapter, batches
 from flux_atelier.trainer.cache import Sample
-from flux_atelier.trainer.export import to_lora, write_trained
+from flux_atelier.trainer.export import to_lora
 from flux_atelier.trainer.loop import train
 from flux_atelier.trainer.state import newest_state, state_folders
 from tiny import tiny_tree
@@ -159,8 +159,8 @@ def test_every_epoch_shows_every_sample_and_mixes_no_sizes():
 
 def test_written_lora_reads_back_with_its_provenance(tmp_path, whole):
     chosen = options()
-    path = write_trained(tmp_path / "a.safetensors", whole.tree, chosen, 8, 5, dtype=torch.float32)
-    back, before = read_lora(path), to_lora(whole.tree, chosen, 8, 5)
+    before = to_lora(whole.tree, chosen, 8, 5)
+    back = read_lora(write_lora(tmp_path / "a.safetensors", before, dtype=torch.float32))
     a, b = to_layout(back, "kohya", torch.float32), to_layout(before, "kohya", torch.float32)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)

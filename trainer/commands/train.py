@@ -13,7 +13,7 @@ from ...core.files import write_whole
 from ...core.images import to_picture
 from ...core.lora.formats import Layout, write_lora
 from ..cache import Cache, Sample, encode, put_text
-from ..config import TrainOptions
+from ..config import DataOptions, TrainOptions
 from ..encoders import FileEncoder
 from ..export import to_lora
 from ..loop import Session, Step, train
@@ -85,9 +85,7 @@ def train_folder(
     Closing the iterator in the middle saves the state and the LoRA.
     """
     encoder = FileEncoder(files, device)
-    samples: list[Sample] = []
-    for item in encode(dataset, encoder, options.data, cache):
-        samples.append(item.sample)
+    samples: list[Sample] = [item.sample for item in encode(dataset, encoder, options.data, cache)]
     empty, _ = put_text("", encoder, cache)
     prompt = options.sample_prompt or training_captions(dataset.kept[0], options.data.trigger)[0]
     shown, _ = put_text(prompt, encoder, cache)
@@ -117,4 +115,25 @@ def describe(step: Step) -> str:
     return text if step.validation is None else f"{text}  validation {step.validation:.4f}"
 
 
-COMMANDS = {"train": ("Train a LoRA; the same run folder goes on where it stopped.", add_train, run_train)}
+def add_encode(parser: argparse.ArgumentParser) -> None:
+    from ..cli import add_options
+
+    parser.add_argument("dataset", type=Path, help="dataset file or folder")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="folder of latents and text states")
+    add_model(parser)
+    add_options(parser, DataOptions)
+
+
+def run_encode(args) -> Iterator[str]:
+    from ..cli import read_options
+
+    cache, encoder = Cache(args.cache), FileEncoder(model_files(args), device_of(args))
+    items = list(encode(open_dataset(args.dataset), encoder, read_options(DataOptions, args), cache))
+    made = sum(item.made for item in items)
+    yield f"{args.cache}: {len(items)} pictures, {made} encoded now, {len(items) - made} were there"
+
+
+COMMANDS = {
+    "encode": ("Encode pictures and captions ahead of a training.", add_encode, run_encode),
+    "train": ("Train a LoRA; the same run folder goes on where it stopped.", add_train, run_train),
+}

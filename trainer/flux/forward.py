@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 AXES = (16, 56, 56)  # rotary features for index, row, column; together one head
 THETA = 10_000.0
-ALL_BLOCKS = "all"
 
 
 def flux_forward(

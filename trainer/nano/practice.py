@@ -64,6 +64,3 @@ def moving_shape(frames: int) -> Tensor:
         inside = (0.5 - scenes.shape_distance("circle", x - centre, y, torch.tensor(14.0))).clamp(0, 1)
         out.append(torch.lerp(ground, front, inside))
     return torch.stack(out)
-
-
-CLIP_CAPTION = "a medium yellow circle in the center, plain blue background"

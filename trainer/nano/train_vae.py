@@ -25,7 +25,7 @@ LATENT_NOISE = 0.03
 MOMENT_WEIGHT = 0.02
 
 
-def picture_pool(seed: int, scenes_count: int = 3000, painted: int = 1800) -> Tensor:
+def picture_pool(seed: int, scenes_count: int = 3000, painted: int = 2400) -> Tensor:
     """Draw the scenes, and some of them again in the painterly hand, [N, 3, 64, 64] uint8."""
     plain = scenes.draw(scenes.draw_prompts(scenes_count, seed), seed)
     brushed = torch.stack([scenes.paint(plain[i], seed + i) for i in range(painted)])

@@ -1,0 +1,170 @@
+"""The command line from a folder to a clip, on nano-flux, and what it says when something is wrong."""
+
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from flux_atelier.core.frames.video import probe, write_video
+from flux_atelier.core.lora.formats import read_lora
+from flux_atelier.trainer.cli import main
+from flux_atelier.trainer.nano import practice
+
+MAIN = Path(__file__).resolve().parents[2] / "__main__.py"
+FAST = ["--resolution", "64", "--batch-size", "2", "--rank", "4", "--gradient-checkpointing", "0", "--no-buckets"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("road")
+    practice.write_scenes(folder / "pictures", "painted", 6, 1, faults=True)
+    return folder
+
+
+def run(capsys, *words, code=0):
+    assert main([str(w) for w in words]) == code
+    said = capsys.readouterr()
+    return said.out if code == 0 else said.err
+
+
+def test_the_road(place, capsys):
+    data, sheet = place / "data.json", place / "sheet.jpg"
+    assert "9 of 9 pictures kept" in run(capsys, "load", place / "pictures", "--out", data)
+    limits = ("--min-side", 48, "--min-sharpness", 0.1, "--duplicate-distance", 0)
+    said = run(capsys, "curate", data, "--out", data, "--sheet", sheet, *limits)
+    assert "left out tiny.png: too small" in said
+    assert "left out copy of the first.png: " in said
+    assert sheet.is_file()
+    run(capsys, "caption", data, "--out", data, "--template", "a picture of {name}")
+    assert "encoded now, 0 were there" in run(
+        capsys, "encode", data, "--cache", place / "cache", "--resolution", 64, "--no-buckets"
+    )
+    lora = place / "runs" / "mine" / "mine.safetensors"
+    for steps in (3, 5):
+        said = run(
+            capsys,
+            "train",
+            data,
+            "--run",
+            lora.parent,
+            "--steps",
+            steps,
+            "--cache",
+            place / "cache",
+            "--sample-every",
+            2,
+            *FAST,
+        )
+        assert f"step {steps}/{steps}" in said
+    assert read_lora(lora).rank == 4
+    assert (lora.parent / "curves.png").is_file()
+    assert "kohya layout" in run(capsys, "inspect", lora)
+    said = run(
+        capsys,
+        "compare",
+        lora,
+        "--prompt",
+        "a red circle",
+        "--size",
+        "64x64",
+        "--steps",
+        3,
+        "--out",
+        place / "c.png",
+        "--target",
+        place / "pictures",
+    )
+    assert "style figure" in said
+    said = run(capsys, "merge", f"{lora}=0.5", f"{lora}=0.5", "--rank", 4, "--out", place / "m.safetensors")
+    assert "100.00% of the sum's energy kept" in said
+    run(
+        capsys,
+        "stylise",
+        place / "pictures" / "painted-000.png",
+        "--lora",
+        place / "m.safetensors",
+        "--out",
+        place / "styled",
+        "--steps",
+        4,
+        "--color-from",
+        place / "pictures" / "painted-001.png",
+    )
+    assert (place / "styled" / "painted-000.png").is_file()
+    write_video(place / "a.mp4", torch.rand(4, 3, 32, 32), Fraction(10))
+    assert "13 frames at 40 a second" in run(
+        capsys, "interpolate", place / "a.mp4", "--factor", 4, "--out", place / "b.mp4"
+    )
+    assert probe(place / "b.mp4").frames == 13
+
+
+def test_a_config_file_is_what_a_run_writes(place, capsys):
+    config = place / "runs" / "mine" / "config.toml"
+    if not config.is_file():
+        pytest.skip("the road was not walked")
+    said = run(
+        capsys, "train", place / "data.json", "--run", place / "runs" / "again", "--config", config, "--steps", 1
+    )
+    assert "step 1/1" in said
+    assert (place / "runs" / "again" / "config.toml").read_text().replace(
+        "steps = 1\n", "steps = 5\n", 1
+    ) == config.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["load", "nowhere"], "There is no folder"),
+        (["train", "nowhere.json"], "There is no folder"),
+        (["inspect", "nowhere.safetensors"], "There is no file"),
+        (["merge", "a.safetensors=much", "--out", "x"], "no number"),
+        (["train", "pictures", "--rank", "0"], "rank is 0"),
+        (["train", "pictures", "--resolution", "100"], "multiple of 16"),
+        (["train", "pictures", "--model", "flux1-dev.safetensors"], "Give --parts"),
+        (["compare", "a.safetensors", "--prompt", "x", "--size", "big"], "width x height"),
+        (["interpolate", "nowhere.mp4", "--out", "x.mp4"], "cannot be opened as a video"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_code_two(place, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(place)
+    if words[0] == "compare":
+        words = [words[0], str(place / "m.safetensors"), *words[2:]]
+        if not (place / "m.safetensors").is_file():
+            pytest.skip("the road was not walked")
+    said = run(capsys, *words, code=2)
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(place, capsys):
+    folder = place / "runs" / "stopped"
+    words = [
+        sys.executable,
+        str(MAIN),
+        "train",
+        str(place / "pictures"),
+        "--run",
+        str(folder),
+        "--trigger",
+        "ohwx",
+        *FAST,
+        "--validate-every",
+        "1",
+    ]
+    child = subprocess.Popen([*words, "--steps", "5000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if line.startswith("step 3/"):
+            break
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert "what was done is saved" in errors
+    assert read_lora(folder / "stopped.safetensors").rank == 4
+    steps = len((folder / "metrics.jsonl").read_text().splitlines())
+    done = subprocess.run([*words, "--steps", str(steps + 2)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"step {steps + 2}/{steps + 2}" in done.stdout

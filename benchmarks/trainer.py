@@ -17,13 +17,14 @@ IMAGE, TEXT = (24, 24), 64
 
 def run() -> list[Figure]:
     from diffusers import FluxTransformer2DModel
+    from peft import LoraConfig, inject_adapter_in_model
+
     from flux_atelier.core.flux.layout import FluxShape, diffusers_config, to_diffusers
     from flux_atelier.trainer import adapter
     from flux_atelier.trainer.config import AdapterOptions
     from flux_atelier.trainer.flux.forward import plan_checkpoints
     from flux_atelier.trainer.flux.tree import FluxTree
     from flux_atelier.trainer.flux.view import TrainView, cast_plain
-    from peft import LoraConfig, inject_adapter_in_model
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

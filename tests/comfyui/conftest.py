@@ -18,6 +18,7 @@ def folders(comfyui, tmp_path_factory):
 def nano(comfyui):
     """nano-flux as ComfyUI loads it: model, clip, vae, made in inference mode as the executor does."""
     import torch
+
     from flux_atelier.nodes import host
 
     with torch.inference_mode():

@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 import torch
+
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.lora.factors import Factors
 from flux_atelier.core.lora.formats import Lora, to_layout
@@ -35,6 +36,7 @@ def comfy_velocity(model, latent, sigma, text, pooled, guidance):
 
 def float32_model(dtype=torch.float32):
     import comfy.sd
+
     from flux_atelier.trainer.nano import files
 
     with torch.inference_mode():
@@ -135,8 +137,9 @@ def test_one_lora_gives_the_same_velocity_everywhere(layout, loader, caplog):
 
 
 def test_one_lora_gives_the_same_velocity_in_diffusers():
-    from flux_atelier.trainer.draw import flux_pipeline
     from tiny import diffusers_velocity
+
+    from flux_atelier.trainer.draw import flux_pipeline
 
     lora, given = some_lora(), batch()
     encoder = FileEncoder(models.nano(), torch.device("cpu"))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.images import to_picture
 from flux_atelier.core.lora.formats import read_lora
@@ -71,6 +72,7 @@ def test_train_gives_a_lora_a_loss_and_a_run(nano, dataset, folders):
 
 def test_cancel_keeps_the_lora_and_the_next_run_goes_on(nano, dataset, folders):
     import comfy.model_management as memory
+
     from flux_atelier.nodes import host
 
     seen = []
@@ -161,6 +163,7 @@ def test_frames_and_video(folders):
     from fractions import Fraction
 
     from comfy_api.latest import InputImpl
+
     from flux_atelier.core.frames.video import probe, write_video
     from flux_atelier.nodes import frames
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from comfy_process import Client, Server
+from PIL import Image
+
 from flux_atelier.core.frames.video import probe
 from flux_atelier.core.lora.formats import read_lora
 from flux_atelier.trainer.state import newest_state
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = json.loads((ROOT / "workflows" / "api" / "quickstart.json").read_text())

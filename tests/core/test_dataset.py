@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
+
 from flux_atelier.core.dataset import curate as curation
 from flux_atelier.core.dataset.buckets import Bucket, choose_bucket, make_buckets
 from flux_atelier.core.dataset.captions import fill_captions, training_captions, with_trigger, write_sidecars
@@ -13,7 +15,6 @@ from flux_atelier.core.dataset.quality import perceptual_hash, sharpness
 from flux_atelier.core.dataset.record import load_dataset, save_dataset
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.images import fit_to
-from PIL import Image, ImageFilter
 
 
 def photo(seed: int, size=(320, 240)) -> Image.Image:

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.frames import rife
 from flux_atelier.core.frames.flow import dis_flow, lucas_kanade, warp

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.files import write_tensors
 from flux_atelier.core.lora.factors import Factors, singular_factors, truncate, weighted_sum

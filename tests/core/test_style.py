@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.evaluation.grid import curve_plot, picture_grid, running_mean
 from flux_atelier.core.evaluation.style_figure import describe, style_position

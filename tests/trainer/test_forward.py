@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from tiny import SHAPE, diffusers_twin, diffusers_velocity, tiny_batch, tiny_tree
+
 from flux_atelier.core.flux.layout import to_diffusers, to_original
 from flux_atelier.trainer import adapter
 from flux_atelier.trainer.config import AdapterOptions
 from flux_atelier.trainer.flux.forward import plan_checkpoints
 from flux_atelier.trainer.flux.view import TrainView, cast_plain
 from flux_atelier.trainer.objective import add_noise, velocity_error
-from tiny import SHAPE, diffusers_twin, diffusers_velocity, tiny_batch, tiny_tree
 
 
 def train_view(tree, options=None, seed=3):

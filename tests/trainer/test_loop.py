@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_tree
+from training import options, session_in
+
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.lora.formats import read_lora, to_layout, write_lora
 from flux_atelier.trainer import adapter, batches
@@ -17,8 +20,6 @@ from flux_atelier.trainer.cache import Sample
 from flux_atelier.trainer.export import to_lora
 from flux_atelier.trainer.loop import train
 from flux_atelier.trainer.state import newest_state, state_folders
-from tiny import tiny_tree
-from training import options, session_in
 
 HERE = Path(__file__).parent
 

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from tiny import SHAPE, tiny_batch, tiny_tree
+
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.files import write_tensors
 from flux_atelier.core.flux.layout import to_diffusers
 from flux_atelier.trainer.models import from_folder, load_transformer, load_tree, load_vae
 from flux_atelier.trainer.nano import files
-from tiny import SHAPE, tiny_batch, tiny_tree
 
 CPU = torch.device("cpu")
 

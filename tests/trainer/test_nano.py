@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from flux_atelier.core.evaluation.style_figure import describe, style_position
 from flux_atelier.core.files import read_tensors
 from flux_atelier.core.flux.layout import diffusers_config, shape_of, to_diffusers, to_original

@@ -1,6 +1,7 @@
 """Tiny random Flux models, the same for the same seed."""
 
 import torch
+
 from flux_atelier.core.flux.layout import FluxShape, diffusers_config, to_diffusers
 from flux_atelier.trainer.flux.tree import FluxTree
 

@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 
 import torch
+from tiny import SHAPE, tiny_tree
+
 from flux_atelier.core.options import nest, parse
 from flux_atelier.trainer.cache import Cache, Sample
 from flux_atelier.trainer.config import TrainOptions
 from flux_atelier.trainer.flux.view import TrainView, cast_plain
 from flux_atelier.trainer.loop import Session
 from flux_atelier.trainer.run import open_run
-from tiny import SHAPE, tiny_tree
 
 SMALL = dict(steps=8, rank=4, alpha=4.0, learning_rate=1e-3, warmup=2, batch_size=2, save_every=3, validate_every=4)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -51,10 +52,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises AtelierError if the file is missing, cut short, or no safetensors file; pickles are never opened.
     """
-    path = Path(path)
+    with _opened(Path(path)) as opened:
+        return {k: opened.get_tensor(k) for k in opened.keys()}, dict(opened.metadata() or {})
+
+
+def check_tensors(path: Path) -> None:
+    """Look at a safetensors file's header and length only; raises as read_tensors does."""
+    with _opened(Path(path)):
+        pass
+
+
+@contextmanager
+def _opened(path: Path):
     try:
         with safe_open(path, "pt") as opened:
-            return {k: opened.get_tensor(k) for k in opened.keys()}, dict(opened.metadata() or {})
+            yield opened
     except FileNotFoundError:
         raise AtelierError(f"There is no file {path}. Check the name and the folder.") from None
     except (SafetensorError, OSError) as error:

@@ -3,12 +3,11 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..core.dataset.folder import open_picture
 from ..core.dataset.record import Dataset
 from ..core.errors import AtelierError
 from ..core.evaluation.grid import picture_grid
-from ..core.evaluation.style_figure import describe, style_position
-from ..core.images import fit_to, to_picture, to_tensor
+from ..core.evaluation.style_figure import describe, describe_files, style_position
+from ..core.images import to_picture, to_tensor
 from . import host, types
 
 CATEGORY = "Flux Atelier/Evaluation"
@@ -76,11 +75,15 @@ class CompareLora(io.ComfyNode):
         if not lines:
             raise AtelierError("Compare LoRA has no prompt. Write one prompt a line.")
         progress = host.Progress(2 * len(lines), cls.hidden.unique_id)
-        drawn = []
+        # Text encoders, model and VAE each stay loaded for their part: on a small card every swap costs seconds.
+        conditions = [host.condition(clip, line, guidance) for line in lines]
+        latents = []
         for patched in (model, host.with_lora(model, lora, strength)):
-            for i, prompt in enumerate(lines):
-                drawn.append(draw(patched, clip, vae, prompt, seed + i, steps, guidance, width, height))
-                progress.at(len(drawn), to_picture(drawn[-1].permute(2, 0, 1)))
+            for i, condition in enumerate(conditions):
+                empty = torch.zeros(1, 16, height // 8, width // 8)
+                latents.append(host.sample(patched, condition, empty, seed + i, steps))
+                progress.at(len(latents))
+        drawn = [vae.decode(latent)[0].float() for latent in latents]
         base, with_it = torch.stack(drawn[: len(lines)]), torch.stack(drawn[len(lines) :])
         figure = style_figure(base, with_it, target) if target else 0.0
         rows = [[to_picture(p.permute(2, 0, 1)) for p in part] for part in (base, with_it)]
@@ -89,20 +92,12 @@ class CompareLora(io.ComfyNode):
         return io.NodeOutput(image, base, with_it, figure, ui=ui.PreviewImage(image, cls=cls))
 
 
-def draw(
-    model, clip, vae, prompt: str, seed: int, steps: int, guidance: float, width: int, height: int
-) -> torch.Tensor:
-    """One picture from a prompt, [H, W, 3]."""
-    latent = torch.zeros(1, 16, height // 8, width // 8)
-    return vae.decode(host.sample(model, host.condition(clip, prompt, guidance), latent, seed, steps))[0].float()
-
-
 def style_figure(base: torch.Tensor, pictures: torch.Tensor, target: Dataset) -> float:
     """Mean place of pictures between the base (0) and a dataset's style (1); IMAGE tensors [B, H, W, 3]."""
     height, width = base.shape[1:3]
-    wanted = [to_tensor(fit_to(open_picture(target.file(r)), width, height)) for r in target.kept[:MOST_TARGETS]]
+    wanted = describe_files([target.file(r) for r in target.kept[:MOST_TARGETS]], (width, height))
     features = [describe(p.permute(0, 3, 1, 2)) for p in (pictures, base)]
-    return style_position(*features, describe(torch.stack(wanted))).mean().item()
+    return style_position(*features, wanted).mean().item()
 
 
 NODES = [CompareLora]

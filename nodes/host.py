@@ -193,8 +193,10 @@ CAST: Cast = cast
 
 
 @contextmanager
-def training(model) -> Iterator[TrainView]:
+def training(model, required: int = 0) -> Iterator[TrainView]:
     """Load a MODEL and mirror it for training, with autograd on; memory is given back on the way out.
+
+    required  bytes on the device that the training itself will need; ComfyUI keeps weights in RAM to leave them free
 
     ComfyUI runs nodes in inference mode, whose tensors cannot be trained on; inside this context tensors are normal.
     """
@@ -202,7 +204,7 @@ def training(model) -> Iterator[TrainView]:
     memory.unload_all_models()
     memory.soft_empty_cache()
     with torch.inference_mode(False), torch.enable_grad():
-        memory.load_models_gpu([model])
+        reload(model, required)
         view = TrainView(model.model.diffusion_model, shape, CAST, memory.get_torch_device())
         try:
             yield view
@@ -212,24 +214,39 @@ def training(model) -> Iterator[TrainView]:
             memory.soft_empty_cache()
 
 
-def reload(model) -> None:
-    """Bring a MODEL back to where it is computed."""
-    memory.load_models_gpu([model])
+def reload(model, required: int = 0) -> None:
+    """Bring a MODEL to where it is computed, leaving so many bytes free beside it."""
+    memory.load_models_gpu([model], memory_required=required)
 
 
-def fingerprint(module: nn.Module, *more: object) -> str:
-    """A digest of a module's weights by a few values of each tensor: the same weights, the same key."""
+def fingerprint(patcher, *more: object) -> str:
+    """A digest of a model's weights and patches by a few values of each tensor: the same weights, the same key.
+
+    Weights count as they are without patches, whatever is loaded at the moment; patches count with their strengths.
+    """
     facts = []
-    for name, value in module.state_dict().items():
-        values = torch.Tensor(value.data) if type(value.data) is not Tensor else value.data
-        flat = values.flatten()
-        picked = flat[:: max(1, flat.numel() // 16)][:16].float().cpu().tolist() if flat.numel() else []
-        facts.append([name, list(value.shape), picked])
+    for name, value in patcher.model.state_dict().items():
+        kept = patcher.backup.get(name)
+        facts.append([name, *some_values(kept.weight if kept else value)])
+    for name, patches in sorted(patcher.patches.items()):
+        facts += [[str(name), str(p[0]), str(p[2]), *some_values(p[1])] for p in patches]
     return digest_of(facts, [str(m) for m in more])
 
 
+def some_values(value: object) -> list:
+    """Shape and up to 16 values of a tensor; the same of every tensor inside an adapter or a tuple."""
+    if isinstance(value, Tensor):
+        flat = (torch.Tensor(value.data) if type(value.data) is not Tensor else value.data).flatten()
+        picked = flat[:: max(1, flat.numel() // 16)][:16].float().cpu().tolist() if flat.numel() else []
+        return [list(value.shape), picked]
+    inner = getattr(value, "weights", value)
+    if isinstance(inner, (tuple, list)):
+        return [some_values(v) for v in inner]
+    return [inner if isinstance(inner, (int, float, str)) else type(inner).__name__]
+
+
 def model_fingerprint(model) -> str:
-    return fingerprint(model.model.diffusion_model, sorted(model.patches), len(model.patches))
+    return fingerprint(model)
 
 
 class GraphEncoder:
@@ -237,8 +254,8 @@ class GraphEncoder:
 
     def __init__(self, model, clip, vae):
         self.model, self.clip, self.vae = model, clip, vae
-        self.vae_id = fingerprint(vae.first_stage_model)
-        self.text_id = fingerprint(clip.cond_stage_model, clip.layer_idx, sorted(clip.patcher.patches))
+        self.vae_id = fingerprint(vae.patcher)
+        self.text_id = fingerprint(clip.patcher, clip.layer_idx, getattr(clip, "tokenizer_options", None))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] in -1..1 -> [B, 16, H / 8, W / 8] in the model's own scale."""

@@ -59,7 +59,9 @@ class MergeLoras(io.ComfyNode):
             merged = merge(parts, rank)
             path = write_lora(host.lora_file(name.strip()), merged.lora)
             tensors = to_layout(merged.lora, "kohya", torch.float32)
-        text = f"{path}\n{len(parts)} LoRAs, rank {merged.lora.rank}, {merged.kept:.2%} of the sum's energy kept"
+        left_out = sum(len(lora.unknown) for _, _, lora in parts)
+        told = f"\n{left_out} tensors that are no Flux layer were left out" if left_out else ""
+        text = f"{path}\n{len(parts)} LoRAs, rank {merged.lora.rank}, {merged.kept:.2%} of the sum's energy kept{told}"
         return io.NodeOutput(tensors, path.name, ui=ui.PreviewText(text))
 
 

@@ -67,13 +67,14 @@ class Stylise(io.ComfyNode):
             raise AtelierError(
                 f"There are {len(lines)} prompts for {len(images)} pictures. Give one line, or one line each."
             )
-        progress, out = host.Progress(len(images), cls.hidden.unique_id), []
-        for i, image in enumerate(images):
-            positive = host.condition(clip, lines[i % len(lines)], guidance)
-            latent = host.sample(model, positive, vae.encode(image[None]), seed, steps, strength)
-            out.append(vae.decode(latent)[0].float())
+        # Text encoders, VAE and model each stay loaded for their part: on a small card every swap costs seconds.
+        conditions = [host.condition(clip, line, guidance) for line in lines]
+        latents = [vae.encode(image[None]) for image in images]
+        progress = host.Progress(len(images), cls.hidden.unique_id)
+        for i, latent in enumerate(latents):
+            latents[i] = host.sample(model, conditions[i % len(lines)], latent, seed, steps, strength)
             progress.at(i + 1)
-        return io.NodeOutput(torch.stack(out))
+        return io.NodeOutput(torch.stack([vae.decode(latent)[0].float() for latent in latents]))
 
 
 class TransferColor(io.ComfyNode):

@@ -15,6 +15,7 @@ from ..core.lora.formats import Lora, to_layout, write_lora
 from ..core.options import leaves, nest, parse
 from ..trainer.cache import Cache, Sample, encode, put_text
 from ..trainer.config import DataOptions, TrainOptions
+from ..trainer.memory import lora_parameters, training_bytes
 from ..trainer.run import Run, open_run
 from . import host, types
 from .widgets import inputs_of
@@ -170,8 +171,9 @@ class Job:
         from ..trainer.loop import Session, train
 
         progress = host.Progress(self.options.steps, self.node_id)
-        with host.training(self.model) as view:
+        with host.training(self.model, self._required(samples)) as view:
             session = Session.start(view, samples, self.cache, empty, self.options, run)
+            session.check = host.check_cancel
             try:
                 with closing(train(session)) as steps:
                     for step in steps:
@@ -183,6 +185,10 @@ class Job:
                     write_lora(run.lora_file, lora)
                     write_lora(self.target, lora)
             return lora
+
+    def _required(self, samples: list[Sample]) -> int:
+        shape, rank = host.flux_shape(self.model), self.options.adapter.rank
+        return training_bytes(shape, lora_parameters(shape, rank), samples, self.options)
 
     def _event(self, step) -> dict[str, Any]:
         facts = {"phase": "train", "time": time.time(), "run": self.name}
@@ -196,7 +202,7 @@ class Job:
         from ..trainer.preview import draw_sample
 
         picture = to_picture(self.encoder.decode(draw_sample(session, shown))[0])
-        host.reload(self.model)  # the VAE may have pushed some of it out
+        host.reload(self.model, self._required(session.samples))  # the VAE may have pushed some of it out
         session.run.samples.mkdir(parents=True, exist_ok=True)
         picture.save(session.run.samples / f"step-{step:06d}.png")
         return picture

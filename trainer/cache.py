@@ -5,6 +5,7 @@ edited caption encodes that text again and nothing else, and two runs share what
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..core.dataset.captions import training_captions
 from ..core.dataset.folder import open_picture
 from ..core.dataset.record import Dataset, Row
 from ..core.errors import AtelierError
-from ..core.files import digest_of, read_tensors, write_tensors
+from ..core.files import check_tensors, digest_of, read_tensors, write_tensors
 from ..core.images import fit_to, to_tensor
 from .config import DataOptions
 
@@ -62,34 +63,44 @@ class Sample:
 
 
 class Cache:
-    """A folder of tensors by key, with those in use kept in memory."""
+    """A folder of tensors by key, with those used last kept in memory up to a limit."""
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
-        self._held: dict[str, tuple[Tensor, ...]] = {}
+    def __init__(self, folder: Path, limit: int = 2 << 30):
+        """Open a cache; `limit` is in bytes of memory."""
+        self.folder, self.limit = Path(folder), limit
+        self._held: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
+        self._bytes = 0
+
+    def _hold(self, key: str, tensors: tuple[Tensor, ...]) -> None:
+        self._held[key] = tensors
+        self._bytes += sum(t.nbytes for t in tensors)
+        while self._bytes > self.limit and len(self._held) > 1:
+            _, dropped = self._held.popitem(last=False)
+            self._bytes -= sum(t.nbytes for t in dropped)
 
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def has(self, key: str) -> bool:
-        return key in self._held or self.path(key).is_file()
-
     def put(self, key: str, *tensors: Tensor) -> None:
-        self._held[key] = tuple(t.detach().cpu().contiguous() for t in tensors)
-        write_tensors(self.path(key), {str(i): t for i, t in enumerate(self._held[key])})
+        ready = tuple(t.detach().cpu().contiguous() for t in tensors)
+        write_tensors(self.path(key), {str(i): t for i, t in enumerate(ready)})
+        self._hold(key, ready)
 
     def get(self, key: str) -> tuple[Tensor, ...]:
         if key not in self._held:
             tensors, _ = read_tensors(self.path(key))
-            self._held[key] = tuple(tensors[str(i)] for i in range(len(tensors)))
+            self._hold(key, tuple(tensors[str(i)] for i in range(len(tensors))))
+        self._held.move_to_end(key)
         return self._held[key]
 
     def usable(self, key: str) -> bool:
         """Whether a key can be read; a damaged file is removed so that it is made again."""
-        if not self.has(key):
+        if key in self._held:
+            return True
+        if not self.path(key).is_file():
             return False
         try:
-            self.get(key)
+            check_tensors(self.path(key))
         except AtelierError as error:
             log.warning("A cached tensor could not be read and is made again: %s", error)
             self.path(key).unlink(missing_ok=True)
@@ -117,6 +128,10 @@ def put_text(text: str, encoder: Encoder, cache: Cache) -> tuple[str, bool]:
     if cache.usable(key):
         return key, False
     states, pooled = encoder.encode_text(text)
+    if not (torch.isfinite(states).all() and torch.isfinite(pooled).all()):
+        raise AtelierError(
+            f"The text encoders made non-finite values for {text[:60]!r}. Run them in bf16 or float32 (--fp32-text-enc)."
+        )
     cache.put(key, states.half() if states.abs().max() < 6e4 else states.bfloat16(), pooled.float())
     return key, True
 

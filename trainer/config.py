@@ -62,7 +62,12 @@ class TrainOptions(Options):
     precision: Precision = Field("auto", description="Precision of the computation; the LoRA itself is float32.")
     save_every: int = Field(100, ge=1, le=1_000_000, description="Steps between saved states; cancel saves too.")
     keep_states: int = Field(2, ge=1, le=1000, description="Saved states kept.")
-    validate_every: int = Field(50, ge=0, le=1_000_000, description="Steps between validation losses; 0 is off.")
+    validate_every: int = Field(
+        50,
+        ge=0,
+        le=1_000_000,
+        description="Steps between validation losses, on pictures set aside or else on training pictures; 0 is off.",
+    )
     validation_pictures: int = Field(4, ge=1, le=256, description="Pictures of the fixed validation set.")
     sample_every: int = Field(0, ge=0, le=1_000_000, description="Steps between sample pictures; 0 is off.")
     sample_prompt: str = Field("", max_length=4000, description="Prompt of the samples; empty takes a caption.")

@@ -100,13 +100,16 @@ class Painter:
 
 def flux_pipeline(files: ModelFiles, encoder: FileEncoder, lora: Lora | None, strength: float):
     """diffusers' image-to-image pipeline over the files, with a LoRA loaded by diffusers itself."""
+    import accelerate
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, FluxTransformer2DModel
 
     state = read_transformer(files.transformer)
     shape = layout.shape_of(state)
     dtype = torch.bfloat16 if encoder.device.type == "cuda" else torch.float32
-    transformer = FluxTransformer2DModel(**layout.diffusers_config(shape))
-    transformer.load_state_dict(layout.to_diffusers(state))
+    state = unscaled(state, dtype)
+    with accelerate.init_empty_weights(include_buffers=False):
+        transformer = FluxTransformer2DModel(**layout.diffusers_config(shape))
+    transformer.load_state_dict(layout.to_diffusers(state), assign=True)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
     text = encoder.text
     pipe = FluxImg2ImgPipeline(
@@ -117,6 +120,22 @@ def flux_pipeline(files: ModelFiles, encoder: FileEncoder, lora: Lora | None, st
         scaled = Lora({m: replace(f, alpha=f.alpha * strength) for m, f in lora.modules.items()}, lora.layout)
         pipe.load_lora_weights(to_layout(scaled, "diffusers", dtype))
     return pipe
+
+
+def unscaled(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A transformer's weights in one precision, the scales of scaled fp8 multiplied in.
+
+    Raises AtelierError for a quantisation that has other parts.
+    """
+    odd = next((k for k in state if "comfy_quant" in k or k.endswith((".weight_scale", ".weight_scale_2"))), None)
+    if odd:
+        raise AtelierError(f"The model is quantised in a way that only ComfyUI reads ({odd}). Use its bf16 file here.")
+    weights = {k: v for k, v in state.items() if not k.endswith((".scale_weight", ".scale_input", "scaled_fp8"))}
+    out = {}
+    for key, value in weights.items():
+        scale = state.get(key.removesuffix(".weight") + ".scale_weight") if key.endswith(".weight") else None
+        out[key] = value.to(dtype) if scale is None else value.to(dtype) * scale.to(dtype)
+    return out
 
 
 def stylise(

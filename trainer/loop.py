@@ -11,7 +11,7 @@ for bit, because all a step draws is a function of (seed, step).
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -44,6 +44,10 @@ class Step:
     validation: float | None = None
 
 
+def _go_on() -> None:
+    """Nobody cancels."""
+
+
 @dataclass
 class Session:
     """A run in the making: the tree with its LoRA, the optimiser and what it trains on."""
@@ -61,6 +65,7 @@ class Session:
     saved_step: int = -1
     validation: Validation | None = None
     checkpointed: frozenset[str] = field(default_factory=frozenset)
+    check: Callable[[], None] = _go_on  # raises when the person cancels; asked before every forward pass
 
     @classmethod
     def start(
@@ -82,7 +87,10 @@ class Session:
             checkpointed=plan_checkpoints(tree.shape.double, tree.shape.single, options.gradient_checkpointing),
         )  # fmt: skip
         if options.validate_every:
-            held = [s for s in samples if s.split != "train"] or training
+            held = [s for s in samples if s.split != "train"]
+            if not held:
+                log.warning("no picture is set aside, so the validation loss is that of training pictures")
+                held = training
             session.validation = Validation.of(held[: options.validation_pictures], options)
         session._resume()
         return session
@@ -98,6 +106,7 @@ class Session:
 
     def velocity(self, latent: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
         """The model's prediction as it trains: with the LoRA, the run's guidance and precision."""
+        self.check()
         guidance = None
         if self.tree.shape.guidance:
             guidance = torch.full((len(latent),), self.options.objective.guidance, device=self.device)
@@ -115,8 +124,8 @@ class Session:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def save(self) -> None:
-        """Write the state, unless this very step is saved already."""
-        if self.step != self.saved_step:
+        """Write the state, unless there is nothing yet or this very step is saved already."""
+        if self.step and self.step != self.saved_step:
             save_state(self.run.checkpoints, self.step, self.tree, self.optimizer, self.options.keep_states)
             self.saved_step = self.step
 
@@ -124,7 +133,7 @@ class Session:
 def train(session: Session) -> Iterator[Step]:
     """Train until the run's last step, yielding after each one.
 
-    Raises AtelierError on a non-finite loss, with the last good state saved.
+    Raises AtelierError on a non-finite loss or gradient, with the last good state saved.
     """
     options, plan = (
         session.options,
@@ -157,14 +166,15 @@ def _optimizer_step(session: Session, plan: batches.Plan, rate: float) -> tuple[
     count = options.data.accumulation
     for part in range(count):
         total += _backward(session, plan, session.step * count + part, 1 / count)
-    if not math.isfinite(total):
-        session.optimizer.zero_grad(set_to_none=True)
-        raise AtelierError(
-            f"The loss is {total} at step {session.step + 1}. "
-            "Lower the learning rate, or use float32 precision; the state before this step is saved."
-        )
     limit = options.optimizer.max_grad_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(session.parameters, limit).item()
+    for what, value in (("loss", total), ("gradient's norm", norm)):
+        if not math.isfinite(value):
+            session.optimizer.zero_grad(set_to_none=True)
+            raise AtelierError(
+                f"The {what} is {value} at step {session.step + 1}. "
+                "Lower the learning rate, or use float32 precision; the state before this step is saved."
+            )
     for group in session.optimizer.param_groups:
         group["lr"] = rate
     session.optimizer.step()

@@ -89,6 +89,11 @@ def load_tree(path: Path) -> FluxTree:
         _norm_name(k): v for k, v in state.items() if not k.endswith((".scale_weight", ".scale_input", "scaled_fp8"))
     }
     missing, unexpected = tree.load_state_dict(plain, strict=False, assign=True)
+    odd = next((k for k in unexpected if "comfy_quant" in k or "weight_scale" in k), None)
+    if odd:
+        raise AtelierError(
+            f"{path.name} is quantised in a way that only ComfyUI reads ({odd}). Train it with the node, or use its bf16 file."
+        )
     if missing or unexpected:
         problem = f"has no {missing[0]}" if missing else f"has {unexpected[0]}, which is not known"
         raise AtelierError(f"{path.name} {problem}. Choose a Flux.1 diffusion model file in bf16, fp16, fp32 or fp8.")

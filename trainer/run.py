@@ -11,6 +11,7 @@ from ..core.errors import AtelierError
 from ..core.files import write_json, write_text
 from ..core.options import parse, read_toml, to_toml
 from .config import TrainOptions
+from .state import state_folders
 
 # What a later session may change without training something else than the first one did.
 MAY_CHANGE = frozenset(
@@ -67,7 +68,7 @@ def open_run(folder: Path, name: str, options: TrainOptions, dataset: str, model
     run = Run(Path(folder), name)
     facts = {"dataset": dataset, "model": model}
     facts_file = run.folder / "run.json"
-    if run.config_file.is_file() and run.checkpoints.is_dir():
+    if run.config_file.is_file() and state_folders(run.checkpoints):
         _refuse_changes(run, options, facts, json.loads(facts_file.read_text()) if facts_file.is_file() else facts)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     write_text(run.config_file, to_toml(options))

@@ -47,7 +47,10 @@ def save_state(folder: Path, step: int, tree: nn.Module, optimizer: torch.optim.
         part.rename(final)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    for old in state_folders(folder)[keep:]:
+    # A state beyond this one is what a damaged newest left behind: it could not be read, or this step would be later.
+    others = [p for p in state_folders(folder) if p != final]
+    beyond = [p for p in others if p.name > final.name]
+    for old in beyond + [p for p in others if p.name < final.name][keep - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

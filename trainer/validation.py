@@ -36,8 +36,9 @@ class Validation:
             if self.shifted:
                 sigma = objective.shift_sigma(sigma, objective.resolution_shift(sample.tokens))
             noise = torch.randn(LEVELS, *latent.shape, generator=batches.generator("validation", index))
-            many = [t.expand(LEVELS, *t.shape).to(session.device) for t in (latent, states.float(), pooled)]
-            sigma, noise = sigma.to(session.device), noise.to(session.device)
-            velocity = session.velocity(objective.add_noise(many[0], noise, sigma), sigma, many[1], many[2])
-            total += objective.velocity_error(velocity, many[0], noise).mean().item()
+            latent, states, pooled = (t[None].to(session.device) for t in (latent, states.float(), pooled))
+            for level in range(LEVELS):  # one at a time: what trains at batch 1 must validate too
+                here, other = sigma[level : level + 1].to(session.device), noise[level : level + 1].to(session.device)
+                velocity = session.velocity(objective.add_noise(latent, other, here), here, states, pooled)
+                total += objective.velocity_error(velocity, latent, other).item() / LEVELS
         return total / len(self.samples)

@@ -5,12 +5,20 @@ strokes, grain and flatness live. Differences are counted in the spread of the t
 line from the base's mean (0) to the target's mean (1).
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..dataset.folder import open_picture
+from ..images import fit_to, to_tensor
+
 SCALES = (2, 4, 8)  # pixels averaged before edges are taken; single pixels are noise and compression
 ORIENTATIONS = 4
+SHRINK = 0.2  # share of the identity in the covariance
+FLAT = 0.01  # change of luma per step below which a surface counts as flat
 
 
 def describe(pictures: Tensor) -> Tensor:
@@ -32,15 +40,27 @@ def describe(pictures: Tensor) -> Tensor:
             along = gx * angle.cos() + gy * angle.sin()
             # The median edge is the surface's, not that of the few outlines.
             edges.append(along.abs().flatten(1).quantile(0.6, 1))
-    return torch.cat([colors, torch.stack(edges, 1).add(1e-3).log()], 1)
+    return torch.cat([colors, torch.stack(edges, 1).add(FLAT).log()], 1)
+
+
+def describe_files(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
+    """Style features of pictures on disk, fitted to a width and height and opened one at a time, [B, 18]."""
+    return torch.cat([describe(to_tensor(fit_to(open_picture(f), *size))[None]) for f in files])
 
 
 def style_position(pictures: Tensor, base: Tensor, target: Tensor) -> Tensor:
-    """Where pictures stand between two sets, by their features.
+    """Where pictures stand between two sets: on Fisher's discriminant, which weighs down what varies within the sets.
+
+    The covariance within the sets is shrunk towards its diagonal (Ledoit and Wolf 2004, with a fixed share), so that
+    a few dozen pictures are enough.
 
     pictures, base, target  [B, 18], [N, 18], [M, 18] from describe
     ->                      [B]; 0 is the base's mean, 1 the target's
     """
-    spread = torch.cat([base - base.mean(0), target - target.mean(0)]).std(0).clamp(min=1e-3)
-    start, axis = base.mean(0) / spread, (target.mean(0) - base.mean(0)) / spread
-    return ((pictures / spread - start) * axis).sum(1) / axis.square().sum().clamp(min=1e-12)
+    within = torch.cat([base - base.mean(0), target - target.mean(0)])
+    spread = within.std(0).clamp(min=1e-3)
+    within, apart = within / spread, (target.mean(0) - base.mean(0)) / spread
+    covariance = torch.lerp(within.T @ within / len(within), torch.eye(len(spread), device=spread.device), SHRINK)
+    axis = torch.linalg.solve(covariance, apart)
+    length = (apart @ axis).clamp(min=1e-12)
+    return ((pictures - base.mean(0)) / spread) @ axis / length

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import AtelierError
 from ..files import write_whole
 from .interpolate import Between, interpolate
+
+BT709 = 1  # its number in the H.264 standard, for matrix, primaries and transfer alike
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,16 @@ def probe(path: Path) -> Clip:
     with _open(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.base_rate or Fraction(24)
-        return Clip(stream.width, stream.height, Fraction(rate), stream.frames)
+        first = next(container.decode(video=0), None)
+        if first is None:
+            raise AtelierError(f"{Path(path).name} has no frame that can be decoded. Check the file.")
+        height, width = upright(np.empty((first.height, first.width)), first.rotation).shape
+        return Clip(width, height, Fraction(rate), stream.frames)
+
+
+def upright(pixels: np.ndarray, rotation: int) -> np.ndarray:
+    """Turn a decoded frame as its file asks, in degrees: phones store films lying on their side."""
+    return np.ascontiguousarray(np.rot90(pixels, round((rotation or 0) / 90) % 4))
 
 
 def _open(path: Path):
@@ -48,7 +60,7 @@ def read_frames(path: Path) -> Iterator[Tensor]:
     """Decode a video's frames one by one, [3, H, W] float32 in 0..1."""
     with _open(path) as container:
         for frame in container.decode(video=0):
-            pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+            pixels = torch.from_numpy(upright(frame.to_ndarray(format="rgb24"), frame.rotation))
             yield pixels.permute(2, 0, 1).float() / 255
 
 
@@ -83,8 +95,14 @@ def _encode(part: Path, frames: Iterable[Tensor], rate: Fraction, sound: Path | 
             if stream is None:
                 stream = out.add_stream("libx264", rate=rate, options={"crf": "17"})
                 stream.width, stream.height, stream.pix_fmt = even.shape[2], even.shape[1], "yuv420p"
+                context = stream.codec_context
+                context.colorspace = context.color_primaries = context.color_trc = BT709
+                context.color_range = av.video.reformatter.ColorRange.MPEG
             array = (even.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            # Players take untagged HD for BT.709: convert to it and say so, or reds and greens shift.
+            frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range="MPEG")
+            frame.colorspace, frame.color_range = BT709, av.video.reformatter.ColorRange.MPEG
             frame.pts = count
             frame.time_base = 1 / rate
             out.mux(stream.encode(frame))

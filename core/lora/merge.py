@@ -1,6 +1,7 @@
 """Merging LoRAs: the weighted sum of their true deltas, kept whole or re-compressed to a rank."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ from ..errors import AtelierError
 from .factors import truncate, weighted_sum
 from .formats import Lora
 
+log = logging.getLogger("flux_atelier")
+NOT_LINEAR = ("dora_scale", "lora_magnitude_vector", "lora_mid.weight", ".diff", ".diff_b", "lokr_w1", "hada_w1_a")
 KEPT_METADATA = ("modelspec.architecture", "ss_base_model_version")
 
 
@@ -30,6 +33,8 @@ def merge(loras: Sequence[tuple[str, float, Lora]], rank: int = 0) -> Merged:
     """
     if not loras:
         raise AtelierError("There is no LoRA to merge. Connect at least one.")
+    for name, _, lora in loras:
+        _refuse_unknown(name, lora)
     modules, kept, total = {}, 0.0, 0.0
     for module in dict.fromkeys(m for _, _, lora in loras for m in lora.modules):
         summed = weighted_sum([(w, lora.modules[module]) for _, w, lora in loras if module in lora.modules])
@@ -37,6 +42,17 @@ def merge(loras: Sequence[tuple[str, float, Lora]], rank: int = 0) -> Merged:
         modules[module], share = truncate(summed, rank) if rank else (summed, 1.0)
         kept, total = kept + share * energy, total + energy
     return Merged(Lora(modules, "kohya", _metadata(loras, rank)), kept / total if total > 0 else 1.0)
+
+
+def _refuse_unknown(name: str, lora: Lora) -> None:
+    """Refuse what is not a sum of low-rank deltas, and tell what a merge leaves out."""
+    odd = next((k for k in lora.unknown if k.endswith(NOT_LINEAR)), None)
+    if odd:
+        raise AtelierError(
+            f"{name} has {odd}, so it is no plain LoRA and adding it up would be wrong. Merge plain LoRAs only."
+        )
+    if lora.unknown:
+        log.warning("%s: %d tensors are left out, such as %s", name, len(lora.unknown), lora.unknown[0])
 
 
 def _metadata(loras: Sequence[tuple[str, float, Lora]], rank: int) -> dict[str, str]:

@@ -239,3 +239,32 @@ def test_a_missing_engine_is_told(blend_model, monkeypatch):
     monkeypatch.setattr(rife, "PACKAGE", "no_such_package")
     with pytest.raises(AtelierError, match="pip install"):
         rife.Rife(blend_model)
+
+
+def test_colours_stay_in_hd_and_the_file_says_which_matrix(tmp_path):
+    import av
+
+    orange = torch.tensor([0.9, 0.35, 0.1]).view(3, 1, 1).expand(3, 720, 1280)
+    write_video(tmp_path / "a.mp4", [orange] * 3, Fraction(24))
+    with av.open(str(tmp_path / "a.mp4")) as opened:
+        frame = next(opened.decode(video=0))
+        assert frame.colorspace == 1  # BT.709
+        expected = 16 + 219 * (0.2126 * 0.9 + 0.7152 * 0.35 + 0.0722 * 0.1)
+        assert abs(frame.to_ndarray(format="yuv420p")[300, 300] - expected) < 2
+    back = next(iter(read_frames(tmp_path / "a.mp4")))
+    assert (back.mean((1, 2)) - torch.tensor([0.9, 0.35, 0.1])).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("degrees", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1)), (270, (0, -1))]
+)
+def test_a_film_on_its_side_is_put_upright(degrees, corner):
+    import numpy as np
+
+    from flux_atelier.core.frames.video import upright
+
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[0, 0] = 255
+    turned = upright(pixels, degrees)
+    assert turned.shape == ((6, 4, 3) if degrees % 180 else (4, 6, 3))
+    assert turned[corner].max() == 255

@@ -91,3 +91,18 @@ def test_a_latent_that_is_not_finite_is_told(folder, tmp_path):
     encoder.encode_pixels = lambda pixels: torch.full((1, 16, 8, 8), float("nan"))
     with pytest.raises(AtelierError, match=r"non-finite latent of 0\.png"):
         list(encode(load_folder(folder), encoder, DataOptions(resolution=64), Cache(tmp_path / "cache")))
+
+
+def test_memory_stays_within_its_limit_and_nothing_is_lost(tmp_path):
+    cache = Cache(tmp_path / "cache", limit=1000)
+    for i in range(10):
+        cache.put(f"key{i}", torch.full((100,), float(i)))
+    assert sum(t.nbytes for held in cache._held.values() for t in held) <= 1000
+    assert [cache.get(f"key{i}")[0][0].item() for i in range(10)] == list(range(10))
+
+
+def test_text_states_that_are_not_finite_are_told(folder, tmp_path):
+    encoder = CountingEncoder()
+    encoder.encode_text = lambda text: (torch.full((4, 8), float("nan")), torch.zeros(3))
+    with pytest.raises(AtelierError, match="non-finite values for ''"):
+        list(encode(load_folder(folder), encoder, DataOptions(resolution=64), Cache(tmp_path / "cache")))

@@ -108,7 +108,8 @@ def test_a_non_finite_loss_stops_with_the_state_before_it(tmp_path):
             if step.step == 2:
                 with torch.no_grad():
                     before = [p.clone() for p in session.parameters]
-                session.cache._held = {k: (v[0] * float("nan"), *v[1:]) for k, v in session.cache._held.items()}
+                for key, (first, *rest) in session.cache._held.items():
+                    session.cache._held[key] = (first * float("nan"), *rest)
     assert newest_state(session.run.checkpoints).step == 2
     assert all(torch.equal(a, b) for a, b in zip(before, session.parameters, strict=True))
 
@@ -185,3 +186,49 @@ def test_the_model_is_free_of_the_lora_afterwards(tmp_path):
     names = list(tree.state_dict())
     list(train(session_in(tmp_path, options(steps=2), tree)))
     assert list(tree.state_dict()) == names
+
+
+def test_a_non_finite_gradient_stops_before_it_reaches_the_lora(tmp_path):
+    session = session_in(tmp_path, options())
+    with pytest.raises(AtelierError, match=r"gradient.s norm is (inf|nan) at step 3"):
+        for step in train(session):
+            if step.step == 2:
+                before = [p.detach().clone() for p in session.parameters]
+                session.parameters[0].register_hook(lambda grad: grad * float("inf") + float("inf"))
+    assert all(torch.equal(a, b) for a, b in zip(before, session.parameters, strict=True))
+    assert newest_state(session.run.checkpoints).step == 2
+
+
+def test_a_run_that_failed_before_its_first_step_may_change_its_settings(tmp_path):
+    session = session_in(tmp_path, options())
+
+    def stop():
+        raise MemoryError
+
+    session.check = stop
+    with pytest.raises(MemoryError):
+        list(train(session))
+    assert not state_folders(session.run.checkpoints)
+    assert session_in(tmp_path, options(rank=2)).step == 0
+
+
+def test_a_fresh_state_is_kept_beside_damaged_later_ones(tmp_path, whole):
+    for folder in state_folders(whole.run.checkpoints):
+        (folder / "lora.safetensors").write_bytes(b"")
+    again = session_in(whole.run.folder.parent, options(keep_states=1))
+    assert again.step == 0
+    with closing(train(again)) as steps:
+        next(steps)
+    assert newest_state(again.run.checkpoints).step == 1
+
+
+def test_cancel_is_noticed_inside_validation(tmp_path):
+    session = session_in(tmp_path, options(validate_every=1))
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        for _ in train(session):
+            session.check = stop
+    assert newest_state(session.run.checkpoints).step == 1

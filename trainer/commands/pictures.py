@@ -3,15 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from ...core.dataset.folder import open_picture, picture_files
 from ...core.errors import AtelierError
 from ...core.evaluation.grid import picture_grid
-from ...core.evaluation.style_figure import describe, style_position
+from ...core.evaluation.style_figure import describe, describe_files, style_position
 from ...core.files import write_whole
-from ...core.images import fit_to, to_picture, to_tensor
+from ...core.images import to_picture, to_tensor
 from ...core.lora.formats import read_lora
 from ...core.style.color import transfer_color
 from ..draw import Painter, flux_pipeline, read_pictures, stylise
@@ -60,8 +59,8 @@ def run_compare(args) -> Iterator[str]:
     save_picture(args.out, picture_grid(lines, ["base", "LoRA"], args.prompt, max(128, min(512, size[0]))))
     yield f"{args.out}: {len(args.prompt)} prompts, base above LoRA"
     if args.target:
-        target = torch.stack([to_tensor(fit_to(open_picture(f), *size)) for f in picture_files(args.target)])
-        figure = style_position(describe(with_it), describe(base), describe(target)).mean().item()
+        target = describe_files(list(picture_files(args.target)), size)
+        figure = style_position(describe(with_it), describe(base), target).mean().item()
         yield f"style figure {figure:.3f} (0 is the base, 1 the target)"
 
 

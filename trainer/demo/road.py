@@ -18,11 +18,11 @@ from ...core.dataset.curate import CurateOptions, curate
 from ...core.dataset.folder import load_folder, open_picture
 from ...core.dataset.record import Dataset
 from ...core.evaluation.grid import picture_grid
-from ...core.evaluation.style_figure import describe, style_position
+from ...core.evaluation.style_figure import describe, describe_files, style_position
 from ...core.files import write_json
 from ...core.frames.interpolate import blend, flow_between, interpolate
 from ...core.frames.video import write_video
-from ...core.images import fit_to, to_picture, to_tensor
+from ...core.images import to_picture, to_tensor
 from ...core.lora.formats import Lora, read_lora, write_lora
 from ...core.lora.merge import merge
 from ...core.options import parse
@@ -103,7 +103,7 @@ class Road:
         self.page.table({f"{name}: validation loss": f"{validation[0]:.4f} to {validation[-1]:.4f}"})
 
     def compare(self) -> Iterator[str]:
-        target = describe(self._target())
+        target = describe_files(self._style_files(), (scenes.SIDE, scenes.SIDE))
         figures: dict[str, str] = {}
         for seed in SEEDS:
             chosen, base = measure.draw_held_out(JUDGED, seed)
@@ -122,9 +122,8 @@ class Road:
         self.page.table(figures)
         yield from (f"{k}: {v}" for k, v in figures.items())
 
-    def _target(self) -> torch.Tensor:
-        files = [self.style.file(r) for r in self.style.kept]
-        return torch.stack([to_tensor(fit_to(open_picture(f), scenes.SIDE, scenes.SIDE)) for f in files])
+    def _style_files(self) -> list[Path]:
+        return [self.style.file(r) for r in self.style.kept]
 
     def merge(self) -> Iterator[str]:
         merged = merge([("style", 0.8, self.loras["style"]), ("dusk", 0.6, self.loras["dusk"])], rank=16)
@@ -145,7 +144,7 @@ class Road:
         plain = [to_picture(p) for p in scenes.draw(chosen, 5)]
         pipe = flux_pipeline(nano(), measure.encoder(), self.loras["style"], 1.0)
         drawn = stylise(pipe, plain, [s.caption for s in chosen], 0.7, 24, 0, nano().t5_length)
-        reference = self._target()[0]
+        reference = to_tensor(open_picture(self._style_files()[0]))
         colored = transfer_color(torch.stack([to_tensor(p) for p in drawn]), reference)
         lines = [plain, drawn, [to_picture(p) for p in colored]]
         self.page.section(

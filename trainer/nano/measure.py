@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...core.images import fit_to, to_tensor
+from ...core.lora.formats import Lora
 from ..draw import Painter
 from ..encoders import FileEncoder
 from ..models import nano
@@ -19,9 +20,11 @@ def encoder() -> FileEncoder:
     return FileEncoder(nano(), torch.device("cpu"))
 
 
-def draw_held_out(count: int, seed: int, lora=None) -> tuple[list[scenes.Scene], Tensor]:
+def draw_held_out(
+    count: int, seed: int, lora: Lora | None = None, sizes: tuple[str, ...] = tuple(scenes.SIZES)
+) -> tuple[list[scenes.Scene], Tensor]:
     """Draw prompts that were held out of training, [count, 3, 64, 64]."""
-    chosen = scenes.draw_prompts(count, seed, held_out=True)
+    chosen = scenes.draw_prompts(count, seed, held_out=True, sizes=sizes)
     painter = Painter(nano(), encoder(), lora)
     seeds = [seed * 100_003 + i for i in range(count)]
     return chosen, painter.draw([s.caption for s in chosen], seeds, (scenes.SIDE, scenes.SIDE), STEPS, 3.5)

@@ -40,7 +40,7 @@ COLORS = {
 SIDE = 64  # pixels; every length above is in pixels of a 64-pixel picture
 STROKE = (6.0, 22.0)  # width and length of a brush stroke in pixels
 SLANT = -0.9  # its angle in radians
-DRAG, DEPTH = 1.2, 0.08  # pixels that a stroke drags an edge, and how much it lightens or darkens
+DRAG, DEPTH = 0.6, 0.09  # pixels that a stroke drags an edge, and how much it lightens or darkens
 COVER = 3.0  # strokes lie this many times over the canvas
 WETNESS = 1.2  # pixels over which neighbouring strokes run into each other
 ZOOM = 4  # strokes are drawn at this many times the picture's size
@@ -85,14 +85,15 @@ def every_scene() -> tuple[Scene, ...]:
     )
 
 
-def draw_prompts(count: int, seed: int, held_out: bool = False) -> list[Scene]:
+def draw_prompts(count: int, seed: int, held_out: bool = False, sizes: tuple[str, ...] = tuple(SIZES)) -> list[Scene]:
     """Choose scenes at random, with repeats for training and without for the held-out ones.
 
     count     how many
     seed      of the choice
     held_out  True: only prompts that training never sees
+    sizes     the sizes to choose from
     """
-    pool = [s for s in every_scene() if s.held_out == held_out]
+    pool = [s for s in every_scene() if s.held_out == held_out and s.size in sizes]
     rng = random.Random(seed)
     return rng.sample(pool, count) if held_out else rng.choices(pool, k=count)
 
@@ -190,7 +191,7 @@ def paint(picture: Tensor, seed: int) -> Tensor:
     dragged = torch.nn.functional.grid_sample(
         picture[None], grid[None].float(), padding_mode="border", align_corners=False
     )[0]
-    warm = dragged * torch.tensor([0.84, 0.82, 0.74]).view(3, 1, 1) + torch.tensor([0.14, 0.11, 0.05]).view(3, 1, 1)
+    warm = dragged * torch.tensor([0.92, 0.90, 0.85]).view(3, 1, 1) + torch.tensor([0.07, 0.055, 0.02]).view(3, 1, 1)
     return (warm + DEPTH * relief).clamp(0, 1).float()
 
 

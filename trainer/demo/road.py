@@ -40,13 +40,16 @@ from . import pictures
 from .page import Page
 
 STYLE_OPTIONS = {
-    "steps": 400, "validate_every": 50, "save_every": 100, "gradient_checkpointing": 0.0,
+    "steps": 700, "validate_every": 100, "save_every": 100, "gradient_checkpointing": 0.0,
     "adapter": {"rank": 16, "alpha": 16.0, "targets": "attention+mlp"},
-    "optimizer": {"learning_rate": 2e-3, "warmup": 20},
+    "optimizer": {"learning_rate": 1e-3, "warmup": 20},
+    "objective": {"shift": "none", "caption_dropout": 0.0},  # strokes are learned at low noise
     "data": {"resolution": 64, "batch_size": 16},
 }  # fmt: skip
 SHOWN = 8  # prompts in a grid
-JUDGED = 20  # prompts a seed in the figures
+JUDGED = 30  # prompts a seed in the figures
+JUDGED_SIZES = ("medium", "large")  # a brush stroke is as wide as a small shape
+PAINTINGS = 400
 SEEDS = (1, 2, 3)
 
 
@@ -85,11 +88,13 @@ class Road:
 
     def learn(self) -> Iterator[str]:
         self.page.section("Train", "Two LoRAs on nano-flux: the style, and a second one to merge with it.")
-        painted = self.style or load_folder(write_scenes(self.out / "painted", "painted", 96, seed=7), validation=12)
+        painted = self.style or load_folder(
+            write_scenes(self.out / "painted", "painted", PAINTINGS, seed=7), validation=12
+        )
         self.style = painted
         yield from self._train("style", painted, {})
         dusk = load_folder(write_scenes(self.out / "dusk", "dusk", 48, seed=11))
-        yield from self._train("dusk", dusk, {"steps": 150})
+        yield from self._train("dusk", dusk, {"steps": 250})
 
     def _train(self, name: str, dataset: Dataset, changes: dict) -> Iterator[str]:
         options = parse(TrainOptions, STYLE_OPTIONS | changes, "the demo")
@@ -106,8 +111,8 @@ class Road:
         target = describe_files(self._style_files(), (scenes.SIDE, scenes.SIDE))
         figures: dict[str, str] = {}
         for seed in SEEDS:
-            chosen, base = measure.draw_held_out(JUDGED, seed)
-            _, styled = measure.draw_held_out(JUDGED, seed, self.loras["style"])
+            chosen, base = measure.draw_held_out(JUDGED, seed, sizes=JUDGED_SIZES)
+            _, styled = measure.draw_held_out(JUDGED, seed, self.loras["style"], JUDGED_SIZES)
             moved = style_position(describe(styled), describe(base), target).mean().item()
             content = measure.content_share(chosen, styled), measure.content_share(chosen, base)
             figures[f"seed {seed}: style figure with the LoRA (base 0, target 1)"] = f"{moved:.3f}"

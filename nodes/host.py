@@ -216,7 +216,9 @@ def training(model, required: int = 0) -> Iterator[TrainView]:
 
 def reload(model, required: int = 0) -> None:
     """Bring a MODEL to where it is computed, leaving so many bytes free beside it."""
-    memory.load_models_gpu([model], memory_required=required)
+    # Quantised weights are made in inference mode and cannot be moved outside it.
+    with torch.inference_mode():
+        memory.load_models_gpu([model], memory_required=required)
 
 
 def fingerprint(patcher, *more: object) -> str:

@@ -41,6 +41,8 @@ def test_a_patched_model_is_trained_as_patched():
 def test_scaled_fp8_is_computed_as_comfyui_does(tmp_path):
     import comfy.sd
 
+    from flux_atelier.nodes import host
+
     state, _ = read_tensors(files.TRANSFORMER)
     scaled = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
     for key, value in state.items():
@@ -59,6 +61,7 @@ def test_scaled_fp8_is_computed_as_comfyui_does(tmp_path):
     assert (ours - theirs).norm() / theirs.norm() <= 2e-3
     assert (ours - exact).norm() / exact.norm() <= 0.1  # no garbage: the scales are in
     assert gradients(model, given).isfinite().all()
+    assert host.model_fingerprint(model) == host.model_fingerprint(model) != host.model_fingerprint(float32_model())
 
 
 class PackedLinear(torch.nn.Module):

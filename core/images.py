@@ -1,14 +1,29 @@
-"""Pictures as PIL images and as tensors."""
+"""Pictures as PIL images, as tensors and as files."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from .files import write_whole
+
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """A picture as [3, H, W] float32 in 0..1."""
     return torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+
+
+def to_image(picture: Image.Image) -> Tensor:
+    """A picture as ComfyUI's IMAGE, [1, H, W, 3] float32 in 0..1."""
+    return to_tensor(picture).permute(1, 2, 0)[None]
+
+
+def save_picture(path: Path, picture: Image.Image) -> Path:
+    """Write a picture whole or not at all, as JPEG or PNG by the path's ending."""
+    kind = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG"
+    return write_whole(path, lambda part: picture.convert("RGB").save(part, kind, quality=92))
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from comfy_api.latest import io, ui
 
 from ..core.dataset import folder
@@ -11,17 +10,12 @@ from ..core.dataset.contact_sheet import contact_sheet
 from ..core.dataset.curate import CurateOptions, curate
 from ..core.dataset.record import Dataset
 from ..core.files import digest_of
-from ..core.images import to_tensor
+from ..core.images import to_image
 from ..core.options import nest, parse
 from . import host, types
 from .widgets import inputs_of
 
 CATEGORY = "Flux Atelier/Dataset"
-
-
-def sheet_of(dataset: Dataset) -> torch.Tensor:
-    """A dataset's contact sheet as an IMAGE, [1, H, W, 3]."""
-    return to_tensor(contact_sheet(dataset)).permute(1, 2, 0)[None]
 
 
 def listing(path: Path) -> str:
@@ -93,7 +87,7 @@ class CurateDataset(io.ComfyNode):
     @classmethod
     def execute(cls, dataset: Dataset, **options) -> io.NodeOutput:
         chosen = curate(dataset, parse(CurateOptions, nest(CurateOptions, options), "Curate Dataset"))
-        sheet = sheet_of(chosen)
+        sheet = to_image(contact_sheet(chosen))
         return io.NodeOutput(chosen, sheet, chosen.summary(), ui=ui.PreviewImage(sheet, cls=cls))
 
 

@@ -7,7 +7,7 @@ from ..core.dataset.record import Dataset
 from ..core.errors import AtelierError
 from ..core.evaluation.grid import picture_grid
 from ..core.evaluation.style_figure import describe, describe_files, style_position
-from ..core.images import to_picture, to_tensor
+from ..core.images import to_image, to_picture
 from . import host, types
 
 CATEGORY = "Flux Atelier/Evaluation"
@@ -88,7 +88,7 @@ class CompareLora(io.ComfyNode):
         figure = style_figure(base, with_it, target) if target else 0.0
         rows = [[to_picture(p.permute(2, 0, 1)) for p in part] for part in (base, with_it)]
         sheet = picture_grid(rows, ["base", "LoRA"], lines, max(128, min(512, width)))
-        image = to_tensor(sheet).permute(1, 2, 0)[None]
+        image = to_image(sheet)
         return io.NodeOutput(image, base, with_it, figure, ui=ui.PreviewImage(image, cls=cls))
 
 

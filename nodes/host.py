@@ -247,10 +247,6 @@ def some_values(value: object) -> list:
     return [inner if isinstance(inner, (int, float, str)) else type(inner).__name__]
 
 
-def model_fingerprint(model) -> str:
-    return fingerprint(model)
-
-
 class GraphEncoder:
     """Latents and text states from the graph's VAE and CLIP: an Encoder, see trainer/cache.py."""
 

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..core.dataset.captions import training_captions
 from ..core.dataset.record import Dataset
 from ..core.errors import AtelierError
-from ..core.images import to_picture, to_tensor
+from ..core.images import save_picture, to_image, to_picture
 from ..core.lora.formats import Lora, to_layout, write_lora
 from ..core.options import leaves, nest, parse
 from ..trainer.cache import Cache, Sample, encode, put_text
@@ -153,7 +153,7 @@ class Job:
 
     def run(self) -> tuple[Lora, Run]:
         host.flux_shape(self.model)  # a wrong model is told before anything is encoded
-        fingerprint = host.model_fingerprint(self.model)
+        fingerprint = host.fingerprint(self.model)
         folder = host.run_folder(self.name)
         with torch.inference_mode(False):
             samples = encode_all(self.dataset, self.encoder, self.options.data, self.cache, self.node_id)
@@ -203,8 +203,7 @@ class Job:
 
         picture = to_picture(self.encoder.decode(draw_sample(session, shown))[0])
         host.reload(self.model, self._required(session.samples))  # the VAE may have pushed some of it out
-        session.run.samples.mkdir(parents=True, exist_ok=True)
-        picture.save(session.run.samples / f"step-{step:06d}.png")
+        save_picture(session.run.sample_file(step), picture)
         return picture
 
 
@@ -227,7 +226,7 @@ class RunCurves(io.ComfyNode):
 
         if not run.metrics():
             raise AtelierError(f"The run {run.folder} has no steps yet. Train some first.")
-        image = to_tensor(run_curves(run)).permute(1, 2, 0)[None]
+        image = to_image(run_curves(run))
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 
 

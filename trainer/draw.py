@@ -1,7 +1,6 @@
 """Drawing pictures without ComfyUI: text to image with the training forward, image to image through diffusers."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -159,10 +158,3 @@ def stylise(
         ).images[0]  # fmt: skip
         out.append(to_picture(drawn))
     return out
-
-
-def read_pictures(paths: list[Path]) -> list[Image.Image]:
-    """Open pictures for restyling; raises AtelierError that names the one that cannot be read."""
-    from ..core.dataset.folder import open_picture
-
-    return [open_picture(p) for p in paths]

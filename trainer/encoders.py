@@ -38,7 +38,7 @@ class FileEncoder:
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] in -1..1 -> [B, 16, H / 8, W / 8] in the model's own scale."""
         vae, pixels = self.vae, pixels.to(self.device, self.vae.dtype)
-        if hasattr(vae.config, "block_out_channels") and type(vae).__name__ == "AutoencoderKL":
+        if type(vae).__name__ == "AutoencoderKL":
             latent = vae.encode(pixels).latent_dist.mode()
             return (latent - vae.config.shift_factor) * vae.config.scaling_factor
         return vae.encode(pixels).latents

@@ -42,6 +42,9 @@ class Run:
     def samples(self) -> Path:
         return self.folder / "samples"
 
+    def sample_file(self, step: int) -> Path:
+        return self.samples / f"step-{step:06d}.png"
+
     @property
     def lora_file(self) -> Path:
         return self.folder / f"{self.name}.safetensors"

@@ -48,10 +48,11 @@ def save_state(folder: Path, step: int, tree: nn.Module, optimizer: torch.optim.
     finally:
         shutil.rmtree(part, ignore_errors=True)
     # A state beyond this one is what a damaged newest left behind: it could not be read, or this step would be later.
-    others = [p for p in state_folders(folder) if p != final]
-    beyond = [p for p in others if p.name > final.name]
-    for old in beyond + [p for p in others if p.name < final.name][keep - 1 :]:
-        shutil.rmtree(old, ignore_errors=True)
+    states = state_folders(folder)
+    kept = [p for p in states if p.name <= final.name][:keep]
+    for old in states:
+        if old not in kept:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -49,8 +50,6 @@ def set_split(dataset: Dataset, every: int) -> Dataset:
     """Set one in `every` pictures aside for validation, chosen by their bytes so that adding pictures moves none."""
     if every <= 0:
         return dataset
-    from dataclasses import replace
-
     held = [int(row.digest[:8], 16) % every == 0 for row in dataset.rows]
     return dataset.with_rows(
         [replace(r, split="validation" if h else "train") for r, h in zip(dataset.rows, held, strict=True)]

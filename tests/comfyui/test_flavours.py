@@ -61,7 +61,7 @@ def test_scaled_fp8_is_computed_as_comfyui_does(tmp_path):
     assert (ours - theirs).norm() / theirs.norm() <= 2e-3
     assert (ours - exact).norm() / exact.norm() <= 0.1  # no garbage: the scales are in
     assert gradients(model, given).isfinite().all()
-    assert host.model_fingerprint(model) == host.model_fingerprint(model) != host.model_fingerprint(float32_model())
+    assert host.fingerprint(model) == host.fingerprint(model) != host.fingerprint(float32_model())
 
 
 class PackedLinear(torch.nn.Module):

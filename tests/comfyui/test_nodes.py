@@ -227,10 +227,10 @@ def test_identity_is_of_the_weights_and_patches_not_of_what_is_loaded(nano):
 
     with torch.inference_mode():
         model, state = nano[0], to_layout(some_lora(), "kohya", torch.float32)
-        own = host.model_fingerprint(model)
+        own = host.fingerprint(model)
         strong, weak = (host.with_lora(model, state, s) for s in (1.0, 0.3))
-        marks = host.model_fingerprint(strong), host.model_fingerprint(weak)
+        marks = host.fingerprint(strong), host.fingerprint(weak)
         assert len({own, *marks}) == 3
         memory.load_models_gpu([strong])
-        assert host.model_fingerprint(model) == own
-        assert (host.model_fingerprint(strong), host.model_fingerprint(weak)) == marks
+        assert host.fingerprint(model) == own
+        assert (host.fingerprint(strong), host.fingerprint(weak)) == marks

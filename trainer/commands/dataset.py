@@ -8,7 +8,7 @@ from ...core.dataset.contact_sheet import contact_sheet
 from ...core.dataset.curate import CurateOptions, curate
 from ...core.dataset.folder import load_folder
 from ...core.dataset.record import Dataset, load_dataset, save_dataset
-from ...core.files import write_whole
+from ...core.images import save_picture
 
 
 def open_dataset(path: Path, validation: int = 0) -> Dataset:
@@ -44,10 +44,7 @@ def run_curate(args) -> Iterator[str]:
         if row.rejected:
             yield f"left out {row.path}: {row.rejected.reason}"
     if args.sheet:
-        sheet = contact_sheet(dataset)
-        write_whole(
-            args.sheet, lambda part: sheet.save(part, "PNG" if args.sheet.suffix == ".png" else "JPEG", quality=90)
-        )
+        save_picture(args.sheet, contact_sheet(dataset))
         yield f"{args.sheet}: contact sheet"
     yield f"{save_dataset(dataset, args.out)}: {dataset.summary()}"
 

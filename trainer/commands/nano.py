@@ -31,9 +31,8 @@ def run_nano(args) -> Iterator[str]:
 
 def _scenes(args) -> Iterator[str]:
     from ...core.evaluation.grid import picture_grid
-    from ...core.images import to_picture
+    from ...core.images import save_picture, to_picture
     from ..nano import scenes
-    from .pictures import save_picture
 
     chosen = scenes.draw_prompts(args.count, args.seed)
     plain = scenes.draw(chosen, args.seed)

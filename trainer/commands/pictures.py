@@ -3,24 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from ...core.dataset.folder import open_picture, picture_files
 from ...core.errors import AtelierError
 from ...core.evaluation.grid import picture_grid
 from ...core.evaluation.style_figure import describe, describe_files, style_position
-from ...core.files import write_whole
-from ...core.images import to_picture, to_tensor
+from ...core.images import save_picture, to_picture, to_tensor
 from ...core.lora.formats import read_lora
 from ...core.style.color import transfer_color
-from ..draw import Painter, flux_pipeline, read_pictures, stylise
+from ..draw import Painter, flux_pipeline, stylise
 from ..encoders import FileEncoder
 from .train import add_model, device_of, model_files
-
-
-def save_picture(path: Path, picture: Image.Image) -> None:
-    kind = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG"
-    write_whole(path, lambda part: picture.save(part, kind, quality=92))
 
 
 def add_compare(parser) -> None:
@@ -82,8 +74,10 @@ def run_stylise(args) -> Iterator[str]:
     encoder = FileEncoder(files, device_of(args))
     pipe = flux_pipeline(files, encoder, read_lora(args.lora) if args.lora else None, args.lora_strength)
     reference = to_tensor(open_picture(args.color_from)) if args.color_from else None
-    for path, picture in zip(args.pictures, read_pictures(args.pictures), strict=True):
-        drawn = stylise(pipe, [picture], [args.prompt], args.strength, args.steps, args.seed, files.t5_length)[0]
+    for path in args.pictures:
+        drawn = stylise(
+            pipe, [open_picture(path)], [args.prompt], args.strength, args.steps, args.seed, files.t5_length
+        )[0]
         if reference is not None:
             drawn = to_picture(transfer_color(to_tensor(drawn)[None], reference)[0])
         save_picture(args.out / f"{path.stem}.png", drawn)

@@ -9,8 +9,7 @@ import torch
 
 from ...core.dataset.captions import training_captions
 from ...core.dataset.record import Dataset
-from ...core.files import write_whole
-from ...core.images import to_picture
+from ...core.images import save_picture, to_picture
 from ...core.lora.formats import Layout, write_lora
 from ..cache import Cache, Sample, encode, put_text
 from ..config import DataOptions, TrainOptions
@@ -99,14 +98,13 @@ def train_folder(
             for step in steps:
                 if options.sample_every and step.step % options.sample_every == 0:
                     picture = to_picture(encoder.decode(draw_sample(session, shown))[0])
-                    write_whole(run.samples / f"step-{step.step:06d}.png", lambda part, p=picture: p.save(part, "PNG"))
+                    save_picture(run.sample_file(step.step), picture)
                 if step.validation is not None or step.step == step.total or step.step % 25 == 0:
                     yield describe(step)
     finally:
         if session.step:
             write_lora(run.lora_file, to_lora(session.tree, options, session.step, len(session.samples)), layout)
-            curves = run_curves(run)
-            write_whole(run.folder / "curves.png", lambda part: curves.save(part, "PNG"))
+            save_picture(run.folder / "curves.png", run_curves(run))
     yield f"{run.lora_file}: {session.step} steps"
 
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from ...core.files import write_text, write_whole
-from ...core.images import fit_to, to_tensor
+from ...core.files import write_text
+from ...core.images import fit_to, save_picture, to_tensor
 from ..nano import photos
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina", "ihc", "motorcycle_left")
@@ -19,20 +19,16 @@ def write_photographs(folder: Path) -> Path:
     for name in PHOTOGRAPHS:
         photo = photos.photograph(name)
         photo.thumbnail((768, 768))
-        _save(folder / f"{name}.jpg", photo)
+        save_picture(folder / f"{name}.jpg", photo)
         write_text(folder / f"{name}.txt", f"a photo of {name.replace('_', ' ')}\n")
     astronaut = Image.open(folder / "astronaut.jpg")
     (folder / "astronaut copy.jpg").write_bytes((folder / "astronaut.jpg").read_bytes())
-    _save(folder / "cat smaller.jpg", Image.open(folder / "chelsea.jpg").resize((400, 266)))
-    _save(folder / "coffee blurred.jpg", Image.open(folder / "coffee.jpg").filter(ImageFilter.GaussianBlur(7)))
-    _save(folder / "thumbnail.jpg", astronaut.resize((96, 96)))
+    save_picture(folder / "cat smaller.jpg", Image.open(folder / "chelsea.jpg").resize((400, 266)))
+    save_picture(folder / "coffee blurred.jpg", Image.open(folder / "coffee.jpg").filter(ImageFilter.GaussianBlur(7)))
+    save_picture(folder / "thumbnail.jpg", astronaut.resize((96, 96)))
     whole = (folder / "rocket.jpg").read_bytes()
     (folder / "broken.jpg").write_bytes(whole[: len(whole) // 3])
     return folder
-
-
-def _save(path: Path, picture: Image.Image) -> None:
-    write_whole(path, lambda part: picture.convert("RGB").save(part, "JPEG", quality=90))
 
 
 def moving_clip(frames: int, side: int = 256) -> Tensor:

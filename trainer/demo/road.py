@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from ...core.dataset.captions import fill_captions
 from ...core.dataset.contact_sheet import contact_sheet
@@ -22,7 +21,7 @@ from ...core.evaluation.style_figure import describe, describe_files, style_posi
 from ...core.files import write_json
 from ...core.frames.interpolate import blend, flow_between, interpolate
 from ...core.frames.video import write_video
-from ...core.images import to_picture, to_tensor
+from ...core.images import save_picture, to_picture, to_tensor
 from ...core.lora.formats import Lora, read_lora, write_lora
 from ...core.lora.merge import merge
 from ...core.options import parse
@@ -158,13 +157,8 @@ class Road:
         grid = picture_grid(lines, ["picture", "stylised", "colours of the first"], [s.caption for s in chosen], 112)
         self.page.picture(grid, "")
         for i, picture in enumerate(drawn):
-            self._save(f"stylised/{i}.png", picture)
+            save_picture(self.out / "stylised" / f"{i}.png", picture)
         yield f"{len(drawn)} pictures stylised"
-
-    def _save(self, name: str, picture: Image.Image) -> None:
-        path = self.out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
 
     def smooth(self) -> Iterator[str]:
         whole = pictures.moving_clip(41)

@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from ...core.files import write_text, write_whole
-from ...core.images import to_picture
+from ...core.files import write_text
+from ...core.images import save_picture, to_picture
 from . import scenes
 
 Hand = Literal["painted", "dusk", "plain"]
@@ -25,18 +25,14 @@ def write_scenes(folder: Path, hand: Hand, count: int, seed: int, faults: bool =
     for i, plain in enumerate(scenes.draw(chosen, seed)):
         path = folder / f"{hand}-{i:03d}.png"
         if not path.is_file():
-            _save(path, to_picture(in_hand(plain, hand, seed + i)))
+            save_picture(path, to_picture(in_hand(plain, hand, seed + i)))
             write_text(path.with_suffix(".txt"), chosen[i].caption + "\n")
     if faults:
         first = Image.open(folder / f"{hand}-000.png")
-        _save(folder / "copy of the first.png", first)
-        _save(folder / "blurred.png", Image.open(folder / f"{hand}-001.png").filter(ImageFilter.GaussianBlur(5)))
-        _save(folder / "tiny.png", first.resize((24, 24)))
+        save_picture(folder / "copy of the first.png", first)
+        save_picture(folder / "blurred.png", Image.open(folder / f"{hand}-001.png").filter(ImageFilter.GaussianBlur(5)))
+        save_picture(folder / "tiny.png", first.resize((24, 24)))
     return folder
-
-
-def _save(path: Path, picture: Image.Image) -> None:
-    write_whole(path, lambda part: picture.save(part, "PNG"))
 
 
 def in_hand(plain: Tensor, hand: Hand, seed: int) -> Tensor:

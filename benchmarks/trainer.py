@@ -1,108 +1,149 @@
-"""One training step beside diffusers + peft on the same weights, batch and adapters; CPU time of one thread.
+"""A training step beside ComfyUI core's TrainLoraNode and beside diffusers + peft, on one model and the same data.
 
-hidden 512, 2 double and 4 single blocks, 144 image and 64 text tokens, batch 1, rank 16. CPU time, because the
-machines are shared; the two sides take turns, so that both see the same noise.
+A random bf16 Flux.1 of 145 M parameters (see flux_mid), rank 16, batch 1; each contender (see contender) in a process
+of its own with one thread. They take turns step by step, so that all see the same noise, and what counts is the median
+of their CPU time. Memory is the peak beside the loaded model; loss is the velocity error on fixed pictures, noise and
+noise levels after the same number of steps. Where there is no ComfyUI, core's rows are left out and ours trains the
+pack's own tree.
 """
 
+import json
+import os
 import statistics
-import time
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import torch
+from .__main__ import ROOT, Figure
 
-from .__main__ import Figure
+STEPS, WARM_UP = 24, 4
 
-STEPS = 8
-IMAGE, TEXT = (24, 24), 64
+
+@dataclass
+class Contender:
+    """A process that trains one step when told, and what it has told."""
+
+    name: str
+    process: subprocess.Popen
+    seconds: list[float] = field(default_factory=list)
+    apart: list[float] = field(default_factory=list)
+    facts: dict = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, name: str, folder: Path) -> "Contender":
+        command = [sys.executable, "-m", "benchmarks.contender", name, str(folder), str(STEPS)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        with open(folder / f"{name}.log", "w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=environment
+            )
+        made = cls(name, process)
+        made.hear(folder)
+        return made
+
+    def step(self, folder: Path) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        told = self.hear(folder)
+        self.seconds.append(told["seconds"])
+        self.apart.append(told["apart"])
+
+    def hear(self, folder: Path) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            log = (folder / f"{self.name}.log").read_text(encoding="utf-8")
+            sys.exit(f"The contender {self.name} ended without a word:\n{log[-3000:]}")
+        return json.loads(line)
+
+    def finish(self, folder: Path) -> None:
+        self.facts = self.hear(folder)
+        self.process.wait()
+
+    @property
+    def step_seconds(self) -> float:
+        return statistics.median(self.seconds[WARM_UP:])
+
+    @property
+    def cached_seconds(self) -> float:
+        """Without what is counted apart: the encoding of the caption."""
+        return statistics.median(a - b for a, b in zip(self.seconds[WARM_UP:], self.apart[WARM_UP:], strict=True))
 
 
 def run() -> list[Figure]:
-    from diffusers import FluxTransformer2DModel
-    from peft import LoraConfig, inject_adapter_in_model
+    from . import contender, flux_mid
 
-    from flux_atelier.core.flux.layout import FluxShape, diffusers_config, to_diffusers
-    from flux_atelier.trainer import adapter
-    from flux_atelier.trainer.config import AdapterOptions
-    from flux_atelier.trainer.flux.forward import plan_checkpoints
-    from flux_atelier.trainer.flux.tree import FluxTree
-    from flux_atelier.trainer.flux.view import TrainView, cast_plain
+    names = list(contender.NAMES)
+    if contender.comfyui() is None:
+        print(
+            "There is no ComfyUI (COMFYUI_PATH, ~/ComfyUI): the rows beside core are left out, and with them its claim."
+        )
+        names = [n for n in names if not n.startswith("core")]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        flux_mid.write(folder)
+        racing = {}
+        try:
+            for name in names:
+                racing[name] = Contender.start(name, folder)
+            for _ in range(STEPS):
+                for one in racing.values():
+                    one.step(folder)
+            for one in racing.values():
+                one.finish(folder)
+        finally:
+            for one in racing.values():
+                one.process.kill()
+                one.process.wait()
+    tell(racing)
+    figures = beside_plain(racing)
+    return (beside_core(racing) if "core" in racing else []) + figures + [own_arithmetic(racing["ours-kept"])]
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    shape = FluxShape(hidden=512, double=2, single=4, channels=64, context=256, pooled=64, guidance=True, mlp=2048)
-    tree = FluxTree(shape).requires_grad_(False)
-    twin = FluxTransformer2DModel(**diffusers_config(shape))
-    twin.load_state_dict(to_diffusers(tree.state_dict()))
-    split = r".*attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)|.*ff(_context)?\.net\.(0\.proj|2)|single.*proj_(mlp|out)"
-    inject_adapter_in_model(LoraConfig(r=16, lora_alpha=16, target_modules=split), twin)
-    view = TrainView(tree, shape, cast_plain, torch.device("cpu"))
-    adapter.inject(view, AdapterOptions(rank=16), 0)
-    given = _batch(shape)
-    everything = plan_checkpoints(2, 4, 1.0)
-    rows = [
-        ("step", lambda: _ours(view, given), lambda: _theirs(twin, given)),
-        ("step, all blocks checkpointed", lambda: _ours(view, given, everything), lambda: _theirs(twin, given, True)),
+
+def tell(racing: dict[str, Contender]) -> None:
+    """Everything measured, one contender a line."""
+    print(f"{'contender':<14}{'s/step':>8}{'cached':>8}{'peak MB':>9}{'GFLOP':>8}{'loss':>16}{'trained':>12}")
+    for c in racing.values():
+        loss = f"{c.facts['before']:.4f} {c.facts['loss']:.4f}"
+        print(
+            f"{c.name:<14}{c.step_seconds:>8.3f}{c.cached_seconds:>8.3f}{c.facts['peak']:>9.0f}"
+            f"{sum(c.facts['flops']):>8.1f}{loss:>16}{c.facts['trained']:>12,}"
+        )
+
+
+def beside_core(racing: dict[str, Contender]) -> list[Figure]:
+    kept, ours, core, bypass = (racing[n] for n in ("ours-kept", "ours", "core", "core-bypass"))
+    return [
+        Figure("step, core as shipped", kept.step_seconds, core.step_seconds, "s", least=2.5),
+        Figure("step, core's bypass mode", kept.step_seconds, bypass.step_seconds, "s", least=1.5),
+        Figure("peak MB, core as shipped", kept.facts["peak"], core.facts["peak"], "MB", least=2),
+        Figure("peak MB, core's bypass mode", kept.facts["peak"], bypass.facts["peak"], "MB"),
+        Figure("step, ours checkpointed, core as shipped", ours.step_seconds, core.step_seconds, "s"),
+        Figure("step, ours checkpointed, core's bypass", ours.step_seconds, bypass.step_seconds, "s"),
+        Figure("peak MB, ours checkpointed, core", ours.facts["peak"], core.facts["peak"], "MB", least=2),
+        Figure("loss after the same steps, core", kept.facts["loss"], core.facts["loss"], "", least=0.99),
+        Figure("loss after the same steps, bypass", kept.facts["loss"], bypass.facts["loss"], "", least=0.99),
+        Figure("GFLOP a step, core as shipped", sum(kept.facts["flops"]), sum(core.facts["flops"]), "GFLOP", least=2),
+        Figure("GFLOP a step, core's bypass", sum(kept.facts["flops"]), sum(bypass.facts["flops"]), "GFLOP"),
     ]
-    figures = []
-    for name, ours, theirs in rows:
-        a, b = _alternate(ours, theirs)
-        figures.append(Figure(name, a, b, "s", least=0.85))
-    kept = [_saved(ours) for ours in (rows[0][1], rows[1][1])], [_saved(theirs) for theirs in (rows[0][2],)]
-    figures.append(Figure("MB kept for backward", kept[0][0], kept[1][0], "MB", least=0.9))
-    figures.append(Figure("MB kept, all blocks checkpointed", kept[0][1], kept[0][0], "MB", least=4))
-    return figures
 
 
-def _batch(shape):
-    rng = torch.Generator().manual_seed(0)
-    latent = torch.randn(1, 16, *IMAGE, generator=rng)
-    return (
-        latent,
-        torch.rand(1, generator=rng),
-        torch.randn(1, TEXT, shape.context, generator=rng),
-        torch.randn(1, shape.pooled, generator=rng),
-        torch.ones(1),
-    )
+def beside_plain(racing: dict[str, Contender]) -> list[Figure]:
+    kept, ours, plain_kept, plain = (racing[n] for n in ("ours-kept", "ours", "plain-kept", "plain"))
+    return [
+        Figure("step, diffusers + peft", kept.step_seconds, plain_kept.step_seconds, "s", least=1.3),
+        Figure("step, both checkpointed, diffusers + peft", ours.step_seconds, plain.step_seconds, "s", least=1.3),
+        Figure("step, diffusers with cached text", kept.step_seconds, plain_kept.cached_seconds, "s"),
+        Figure("step, both checkpointed, cached text", ours.step_seconds, plain.cached_seconds, "s"),
+        Figure("peak MB, diffusers + peft", kept.facts["peak"], plain_kept.facts["peak"], "MB"),
+        Figure("MB kept for backward, diffusers + peft", kept.facts["kept"], plain_kept.facts["kept"], "MB"),
+        Figure("MB kept, both checkpointed", ours.facts["kept"], plain.facts["kept"], "MB"),
+        Figure("loss after the same steps, diffusers", kept.facts["loss"], plain_kept.facts["loss"], "", least=0.99),
+    ]
 
 
-def _ours(view, given, checkpointed=()):
-    view(*given, checkpointed).square().mean().backward()
-
-
-def _theirs(twin, given, checkpointing=False):
-    from diffusers import FluxPipeline
-
-    latent, sigma, text, pooled, guidance = given
-    b, c, h, w = latent.shape
-    twin.train(checkpointing)
-    twin.enable_gradient_checkpointing() if checkpointing else twin.disable_gradient_checkpointing()
-    twin(
-        hidden_states=FluxPipeline._pack_latents(latent, b, c, h, w), encoder_hidden_states=text, pooled_projections=pooled,
-        timestep=sigma, guidance=guidance, img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32),
-        txt_ids=torch.zeros(TEXT, 3), return_dict=False,
-    )[0].square().mean().backward()  # fmt: skip
-
-
-def _alternate(ours, theirs) -> tuple[float, float]:
-    """Median CPU seconds of each, taking turns."""
-    times: tuple[list, list] = ([], [])
-    for i in range(STEPS + 1):
-        for into, work in zip(times, (ours, theirs), strict=True):
-            began = time.process_time()
-            work()
-            if i:
-                into.append(time.process_time() - began)
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
-def _saved(work) -> float:
-    """Megabytes that autograd keeps, weights that live anyway left out."""
-    sizes: dict[int, int] = {}
-
-    def keep(tensor):
-        if (not isinstance(tensor, torch.nn.Parameter) and tensor.grad_fn is not None) or not tensor.requires_grad:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        work()
-    return sum(sizes.values()) / 1e6
+def own_arithmetic(kept: Contender) -> Figure:
+    """A frozen base needs half of a full backward pass; anything above 1.1 means that base gradients are computed."""
+    forward, backward = kept.facts["flops"]
+    return Figure("GFLOP backward, beside forward", backward / forward, 2.0, "", most=1.1)

@@ -1,5 +1,6 @@
 """Writing without loss: every file appears whole under its name, or not at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,7 +20,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, flush it to the disk and give it its name.
 
     write  called with the temporary path
-    Raises what `write` raises; then nothing stays behind.
+    Raises what `write` raises, AtelierError if the disk is full; then nothing stays behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,6 +30,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
         with open(part, "rb+") as opened:
             os.fsync(opened.fileno())
         os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) != errno.ENOSPC and "os error 28" not in str(error):
+            raise
+        raise AtelierError(
+            f"{path} could not be written, because the disk is full. Make room there; what was there before is untouched."
+        ) from None
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -62,6 +70,12 @@ def check_tensors(path: Path) -> None:
         pass
 
 
+def tensor_sizes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a safetensors file's tensors, from its header; raises as read_tensors does."""
+    with _opened(Path(path)) as opened:
+        return {k: tuple(opened.get_slice(k).get_shape()) for k in opened.keys()}
+
+
 @contextmanager
 def _opened(path: Path):
     try:
@@ -84,6 +98,15 @@ def digest(path: Path, size: int = 16) -> str:
     """BLAKE2b of a file's bytes as hex, `size` bytes long."""
     with open(path, "rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=size)).hexdigest()
+
+
+def digest_tensors(tensors: Mapping[str, Tensor], size: int = 16) -> str:
+    """BLAKE2b of tensors' names, shapes and bytes as hex."""
+    total = hashlib.blake2b(digest_size=size)
+    for name, value in sorted(tensors.items()):
+        total.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def digest_of(*parts: object, size: int = 16) -> str:

@@ -47,7 +47,10 @@ def explain(kind: type[Options], error: ValidationError, where: str) -> str:
         near = difflib.get_close_matches(str(first["loc"][-1]), known_keys(kind), 1)
         hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known_keys(kind))}."
         return f"{where} has no option called {path}. {hint}"
-    return f"{where}: {path} is {first['input']!r}. {first['msg'].removeprefix('Value error, ')}."
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and not isinstance(first["input"], (str, int, float)):
+        return f"{where}: {reason}."  # a rule between options: it names them itself
+    return f"{where}: {path} is {first['input']!r}. {reason}."
 
 
 def known_keys(kind: type[Options]) -> list[str]:

@@ -2,14 +2,15 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import datasets, evaluation, frames, loras, nano, style, training
+from . import datasets, evaluation, frames, loras, nano, panel, runs, style, training
 
 
 class FluxAtelier(ComfyExtension):
     """Every node of the pack, on every machine."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        shelves = (nano, datasets, training, loras, evaluation, style, frames)
+        panel.register()
+        shelves = (nano, datasets, training, runs, loras, evaluation, style, frames)
         return [node for shelf in shelves for node in shelf.NODES]
 
 

@@ -24,10 +24,12 @@ class Plan:
     seed: int
 
     @classmethod
-    def of(cls, samples: list[Sample], batch_size: int, seed: int) -> "Plan":
+    def of(cls, samples: list[Sample], batch_size: int, seed: int, regularisation: bool = False) -> "Plan":
+        """Deal out training samples, or those of the regularisation set; a batch mixes no sizes and no kinds."""
         groups = defaultdict(list)
         for index, sample in enumerate(samples):
-            groups[sample.height, sample.width].append(index)
+            if (sample.split == "regularisation") == regularisation:
+                groups[sample.height, sample.width, bool(sample.control)].append(index)
         return cls(tuple(tuple(groups[k]) for k in sorted(groups)), batch_size, seed)
 
     @property
@@ -40,7 +42,28 @@ class Plan:
         return _epoch(self, epoch)[place]
 
 
-@lru_cache(maxsize=4)
+@dataclass(frozen=True)
+class Mixture:
+    """Training batches, and among them evenly a share of regularisation batches."""
+
+    training: Plan
+    regularisation: Plan | None
+    share: float
+
+    @classmethod
+    def of(cls, samples: list[Sample], batch_size: int, seed: int, share: float) -> "Mixture":
+        second = Plan.of(samples, batch_size, seed, regularisation=True)
+        return cls(Plan.of(samples, batch_size, seed), second if second.buckets and share else None, share)
+
+    def batch(self, number: int) -> tuple[int, ...]:
+        """Indices of the samples in batch `number`, counted from the start of the run."""
+        if self.regularisation is None:
+            return self.training.batch(number)
+        before, after = int(number * self.share), int((number + 1) * self.share)
+        return self.regularisation.batch(before) if after > before else self.training.batch(number - before)
+
+
+@lru_cache(maxsize=8)
 def _epoch(plan: Plan, epoch: int) -> tuple[tuple[int, ...], ...]:
     rng = random.Random(digest_of("order", plan.seed, epoch))
     batches = []

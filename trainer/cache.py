@@ -7,21 +7,22 @@ edited caption encodes that text again and nothing else, and two runs share what
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.dataset.buckets import Bucket, choose_bucket, make_buckets
-from ..core.dataset.captions import training_captions
-from ..core.dataset.folder import open_picture
-from ..core.dataset.record import Dataset, Row
+from ..core.dataset.captions import CaptionPlan, prior_caption, training_captions
+from ..core.dataset.folder import open_mask, open_picture
+from ..core.dataset.record import Caption, Dataset, Row
 from ..core.errors import AtelierError
 from ..core.files import check_tensors, digest_of, read_tensors, write_tensors
 from ..core.images import fit_to, to_tensor
-from .config import DataOptions
+from .config import DataOptions, TrainOptions
 
 log = logging.getLogger("flux_atelier")
 
@@ -55,7 +56,10 @@ class Sample:
     width: int
     latent: str
     texts: tuple[str, ...]
-    split: str = "train"
+    split: str = "train"  # train, validation, test, or regularisation
+    priors: tuple[str, ...] = ()  # the same texts without the trigger, where the prior is kept
+    mask: str = ""
+    control: str = ""
 
     @property
     def tokens(self) -> int:
@@ -136,10 +140,14 @@ def put_text(text: str, encoder: Encoder, cache: Cache) -> tuple[str, bool]:
     return key, True
 
 
-def encode(dataset: Dataset, encoder: Encoder, options: DataOptions, cache: Cache) -> Iterator[Encoded]:
+def encode(
+    dataset: Dataset, encoder: Encoder, options: DataOptions, cache: Cache, prior: bool = False
+) -> Iterator[Encoded]:
     """Encode the kept rows of a dataset that the cache does not hold yet, one sample at a time.
 
     Stopping in the middle loses nothing; the next call goes on.
+
+    prior  encode what the captions say without the trigger too
     Raises AtelierError if no picture is left, or one has no caption and there is no trigger word.
     """
     rows = [row for row in dataset.rows if row.kept]
@@ -147,25 +155,73 @@ def encode(dataset: Dataset, encoder: Encoder, options: DataOptions, cache: Cach
         raise AtelierError(
             f"None of the {len(dataset.rows)} pictures of {dataset.root} is kept. Loosen the curation or add pictures."
         )
-    buckets = make_buckets(options.resolution) if options.buckets else [Bucket(options.resolution, options.resolution)]
+    plan, buckets = caption_plan(options), buckets_of(options)
     put_text("", encoder, cache)
     for done, row in enumerate(rows, 1):
-        captions = training_captions(row, options.trigger)
+        captions = training_captions(row, plan)
+        without = [prior_caption(c, plan, options.class_word) for c in captions] if prior else []
         bucket = choose_bucket(row.width, row.height, buckets)
-        key, made = _put_latent(row, dataset, bucket, encoder, cache)
-        texts = [put_text(caption, encoder, cache) for caption in captions]
+        key, made = _put_latent(row, row.digest, dataset.file(row), bucket, encoder, cache)
+        control = ("", False)
+        if row.control:
+            control = _put_latent(row, row.control.digest, dataset.file(row.control), bucket, encoder, cache)
+        texts, priors = ([put_text(text, encoder, cache) for text in group] for group in (captions, without))
         sample = Sample(
             id=row.id, name=row.path, height=bucket.height // 8, width=bucket.width // 8, latent=key,
-            texts=tuple(k for k, _ in texts), split=row.split,
+            texts=tuple(k for k, _ in texts), split=row.split, priors=tuple(k for k, _ in priors),
+            mask=_put_mask(row, dataset, bucket, options, cache), control=control[0],
         )  # fmt: skip
-        yield Encoded(sample, done, len(rows), made or any(m for _, m in texts))
+        yield Encoded(sample, done, len(rows), made or control[1] or any(m for _, m in (*texts, *priors)))
 
 
-def _put_latent(row: Row, dataset: Dataset, bucket: Bucket, encoder: Encoder, cache: Cache) -> tuple[str, bool]:
-    key = digest_of("latent", row.digest, bucket.width, bucket.height, encoder.vae_id)
+def encode_regularisation(dataset: Dataset, encoder: Encoder, options: DataOptions, cache: Cache) -> Iterator[Encoded]:
+    """Encode a regularisation set: without trigger and masks; the class word captions what has no caption."""
+    plain = options.model_copy(update={"trigger": "", "mask": "none"})
+    rows = [
+        r if r.captions or not options.class_word else replace(r, captions=(Caption(options.class_word, "class"),))
+        for r in dataset.rows
+    ]
+    for item in encode(dataset.with_rows(rows), encoder, plain, cache):
+        yield replace(item, sample=replace(item.sample, split="regularisation"))
+
+
+def sample_prompts(options: TrainOptions, dataset: Dataset, encoder: Encoder, cache: Cache) -> list[tuple[str, str]]:
+    """The prompts of the sample pictures with their keys: those of the options, else the first captions."""
+    prompts = [line.strip() for line in options.sample_prompt.splitlines() if line.strip()]
+    if not prompts:
+        plan = caption_plan(options.data)
+        prompts = list(dict.fromkeys(training_captions(row, plan)[0] for row in dataset.kept[:4]))
+    return [(prompt, put_text(prompt, encoder, cache)[0]) for prompt in prompts]
+
+
+def caption_plan(options: DataOptions) -> CaptionPlan:
+    return CaptionPlan(options.trigger, options.caption_lines, options.shuffled_captions, options.kept_tags)
+
+
+def buckets_of(options: DataOptions) -> list[Bucket]:
+    """The sizes that pictures are brought to."""
+    return make_buckets(options.resolution) if options.buckets else [Bucket(options.resolution, options.resolution)]
+
+
+def _put_mask(row: Row, dataset: Dataset, bucket: Bucket, options: DataOptions, cache: Cache) -> str:
+    """Encode where a picture counts, [h, w] in 0..1 at the latent's size; no key where it counts everywhere."""
+    if options.mask == "none" or (options.mask == "file" and row.mask is None):
+        return ""
+    source = row.mask if options.mask == "file" and row.mask else row
+    key = digest_of("mask", options.mask, source.digest, bucket.width, bucket.height)
+    if not cache.usable(key):
+        picture = fit_to(open_mask(dataset.file(source), options.mask == "alpha"), bucket.width, bucket.height)
+        cache.put(key, F.avg_pool2d(to_tensor(picture.convert("RGB"))[None, :1], 8)[0, 0])
+    return key
+
+
+def _put_latent(
+    row: Row, picture_digest: str, file: Path, bucket: Bucket, encoder: Encoder, cache: Cache
+) -> tuple[str, bool]:
+    key = digest_of("latent", picture_digest, bucket.width, bucket.height, encoder.vae_id)
     if cache.usable(key):
         return key, False
-    picture = fit_to(open_picture(dataset.file(row)), bucket.width, bucket.height)
+    picture = fit_to(open_picture(file), bucket.width, bucket.height)
     latent = encoder.encode_pixels(to_tensor(picture)[None] * 2 - 1)[0].float()
     if not torch.isfinite(latent).all():
         raise AtelierError(f"The VAE made a non-finite latent of {row.path}. Run the VAE in float32 (--fp32-vae).")

@@ -1,7 +1,5 @@
 """Drawing pictures without ComfyUI: text to image with the training forward, image to image through diffusers."""
 
-from dataclasses import replace
-
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -11,48 +9,65 @@ from ..core.flux import layout
 from ..core.images import to_picture
 from ..core.lora.factors import Factors
 from ..core.lora.formats import Lora, to_layout
+from ..core.lora.kinds import plain
 from . import batches
 from .encoders import FileEncoder
-from .flux.tree import FluxTree
+from .flux.view import TrainView, fitting_layer
 from .models import ModelFiles, load_transformer, read_transformer
 from .sampling import euler
 
 
 class LoraLinear(nn.Module):
-    """A Linear with a LoRA's delta added to what it gives."""
+    """A Linear with a LoRA's delta added to what it gives; a DoRA's rows are scaled besides."""
 
-    def __init__(self, base: nn.Module, factors: Factors, strength: float, device: torch.device):
+    def __init__(self, base: nn.Module, factors: Factors, strength: float):
         super().__init__()
         folded = factors.folded()
+        device = base.weight.device
         self.base = base
         self.register_buffer("up", (folded.up * strength).to(device), persistent=False)
         self.register_buffer("down", folded.down.to(device), persistent=False)
+        self.register_buffer("gain", self._gain(folded), persistent=False)
+
+    def _gain(self, folded: Factors) -> Tensor | None:
+        """What a DoRA multiplies each row of weight and delta with, [out]."""
+        if not folded.normed:
+            return None
+        like = torch.zeros((), device=self.base.weight.device)
+        weight, _, release = self.base.cast(self.base.source, like)
+        if folded.magnitude is None:
+            gain = folded.dora_scale.to(like) / weight.norm(dim=1)
+        else:
+            gain = folded.magnitude.to(like) / (weight + self.up @ self.down).norm(dim=1)
+        release()
+        return gain
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + ((x.float() @ self.down.T) @ self.up.T).to(x.dtype)
+        change = ((x.float() @ self.down.T) @ self.up.T).to(x.dtype)
+        if self.gain is None:
+            return self.base(x) + change
+        like = torch.zeros((), device=x.device, dtype=x.dtype)
+        _, bias, release = self.base.cast(self.base.source, like)
+        out = self.base(x) + change
+        out = out * self.gain if bias is None else (out - bias) * self.gain + bias
+        release()
+        return out.to(x.dtype)
 
 
-def apply_lora(tree: FluxTree, lora: Lora, strength: float = 1.0) -> None:
-    """Add a LoRA to a tree in place, layer by layer.
+def apply_lora(tree: TrainView, lora: Lora, strength: float = 1.0) -> None:
+    """Add a LoRA to a view in place, layer by layer.
 
-    Raises AtelierError if a layer is not in the model or has another size.
+    Raises AtelierError if a layer is not in the model or has another size, or for a DoRA at another strength than 1.
     """
-    for name, factors in lora.modules.items():
-        try:
-            base = tree.get_submodule(name)
-        except AttributeError:
+    for name, layer in lora.modules.items():
+        factors = layer if isinstance(layer, Factors) else plain(layer)
+        if factors.normed and strength != 1.0:
             raise AtelierError(
-                f"The LoRA has a layer {name} that the model lacks. Choose a LoRA for this model."
-            ) from None
-        size = factors.up.shape[0], factors.down.shape[1]
-        if size != (base.out_features, base.in_features):
-            raise AtelierError(
-                f"The LoRA's {name} is {size[0]} x {size[1]}, the model's {base.out_features} x {base.in_features}. "
-                "Choose a LoRA for this model."
+                f"The LoRA is a DoRA, which is drawn at strength 1, not {strength}. Set the strength to 1."
             )
+        base = fitting_layer(tree, name, factors)
         parent, _, child = name.rpartition(".")
-        device = tree.img_in.weight.device
-        setattr(tree.get_submodule(parent), child, LoraLinear(base, factors, strength, device))
+        setattr(tree.get_submodule(parent), child, LoraLinear(base, factors, strength))
 
 
 class Painter:
@@ -116,8 +131,8 @@ def flux_pipeline(files: ModelFiles, encoder: FileEncoder, lora: Lora | None, st
     ).to(encoder.device)
     pipe.set_progress_bar_config(disable=True)
     if lora:
-        scaled = Lora({m: replace(f, alpha=f.alpha * strength) for m, f in lora.modules.items()}, lora.layout)
-        pipe.load_lora_weights(to_layout(scaled, "diffusers", dtype))
+        pipe.load_lora_weights(to_layout(lora, "diffusers", dtype), adapter_name="lora")
+        pipe.set_adapters(["lora"], [strength])
     return pipe
 
 

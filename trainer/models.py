@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import AtelierError
-from ..core.files import digest, read_tensors
+from ..core.files import digest, read_tensors, tensor_sizes
 from ..core.flux import layout
+from .flux.stream import place
 from .flux.tree import FluxTree
-from .flux.view import TrainView, cast_plain
+from .flux.view import TrainView
 from .nano import files as nano_files
+from .packed import Weights, quantise, read_gguf, shard
+from .world import ALONE, World
 
 FLUX_VAE = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 16, "layers_per_block": 2,
@@ -68,14 +71,51 @@ def from_folder(folder: Path, transformer: Path | None = None) -> ModelFiles:
     return ModelFiles(*parts.values())
 
 
-def load_transformer(path: Path, device: torch.device) -> TrainView:
-    """Open a Flux.1 transformer for training: a single file, or a diffusers folder; weights keep their precision.
+@dataclass(frozen=True)
+class Placement:
+    """How a model's weights are held: packed, partly in RAM, or dealt out to several processes."""
+
+    weights: Weights = "file"
+    streamed: float = 0.0
+    shard: bool = False
+
+
+AS_IN_FILE = Placement()
+
+
+def load_transformer(
+    path: Path, device: torch.device, placement: Placement = AS_IN_FILE, world: World = ALONE
+) -> TrainView:
+    """Open a Flux.1 transformer for training: a single file, GGUF too, or a diffusers folder.
 
     Raises AtelierError that says what the file is if it is no Flux.1 transformer.
     """
-    tree = load_tree(path)
-    tree.to(device)
-    return TrainView(tree, tree.shape, cast_plain, device)
+    tree = read_gguf(path) if path.suffix.lower() == ".gguf" else load_tree(path)
+    quantise(tree, placement.weights)
+    if placement.shard:
+        shard(tree, device, world)
+    cast = place(tree, device, 0.0 if placement.shard else placement.streamed)
+    return TrainView(tree, tree.shape, cast, device)
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of a transformer's weights on disk."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def shape_in(path: Path) -> layout.FluxShape:
+    """A transformer's sizes, read from its header only.
+
+    Raises AtelierError that says what the file is if it is no Flux.1 transformer.
+    """
+    if path.suffix.lower() == ".gguf":
+        return read_gguf(path).shape
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    known = {name: torch.empty(size, device="meta") for file in files for name, size in tensor_sizes(file).items()}
+    if "x_embedder.weight" in known:
+        return layout.shape_of_diffusers(known)
+    return layout.shape_of(layout.bare(known))
 
 
 def load_tree(path: Path) -> FluxTree:
@@ -115,7 +155,9 @@ def read_transformer(path: Path) -> dict[str, Tensor]:
             state |= read_tensors(part)[0]
         return layout.to_original(state)
     if path.suffix.lower() == ".gguf":
-        raise AtelierError(f"{path.name} is a GGUF file, which only ComfyUI can open. Train it with the node instead.")
+        raise AtelierError(
+            f"{path.name} is a GGUF file, which can be trained on but not drawn with here. Use its bf16 file."
+        )
     state = layout.bare(read_tensors(path)[0])
     return layout.to_original(state) if "x_embedder.weight" in state else state
 

@@ -4,6 +4,7 @@ What matters is in files, so a run outlives ComfyUI's history, and the same fold
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from .state import state_folders
 
 # What a later session may change without training something else than the first one did.
 MAY_CHANGE = frozenset(
-    ["steps", "save_every", "keep_states", "validate_every", "sample_every", "sample_prompt", "gradient_checkpointing"]
-)
+    [
+        "steps", "save_every", "keep_states", "validate_every", "sample_every", "sample_prompt",
+        "gradient_checkpointing", "offload_activations", "result", "tracker", "comment", "skip_limit", "rollbacks",
+    ]
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,27 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def notes_file(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def plan_file(self) -> Path:
+        return self.folder / "plan.txt"
+
+    @property
+    def best_file(self) -> Path:
+        return self.checkpoints / "best.safetensors"
+
+    def add_note(self, step: int, text: str) -> None:
+        """Write down something that happened at a step."""
+        with open(self.notes_file, "a", encoding="utf-8") as opened:
+            opened.write(json.dumps({"step": step, "note": text}) + "\n")
+
+    def notes(self) -> list[dict]:
+        """What happened, in order: `step` and `note`."""
+        return _lines(self.notes_file)
+
+    @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
@@ -49,33 +74,38 @@ class Run:
     def lora_file(self) -> Path:
         return self.folder / f"{self.name}.safetensors"
 
+    def facts(self) -> dict[str, str]:
+        """Fingerprints of the dataset, the model and the LoRAs that the run was opened with."""
+        file = self.folder / "run.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
     def metrics(self) -> list[dict]:
         """The run's metrics, one record a step; a last line cut short is left out."""
-        if not self.metrics_file.is_file():
-            return []
-        records = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        return _lines(self.metrics_file)
 
 
-def open_run(folder: Path, name: str, options: TrainOptions, dataset: str, model: str) -> Run:
+def _lines(file: Path) -> list[dict]:
+    """Records of a file of JSON lines; a line cut short is left out."""
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def open_run(folder: Path, name: str, options: TrainOptions, dataset: str, model: str, begin: str = "") -> Run:
     """Make a run's folder, or take up an existing one.
 
-    dataset, model  fingerprints of what it trains on
+    dataset, model, begin  fingerprints of what it trains on and of the LoRAs it starts with
     Raises AtelierError if the folder holds a run with other settings, pictures or another model.
     """
     run = Run(Path(folder), name)
-    facts = {"dataset": dataset, "model": model}
-    facts_file = run.folder / "run.json"
+    facts = {"dataset": dataset, "model": model, "begin": begin}
     if run.config_file.is_file() and state_folders(run.checkpoints):
-        _refuse_changes(run, options, facts, json.loads(facts_file.read_text()) if facts_file.is_file() else facts)
+        _refuse_changes(run, options, facts, run.facts() or facts)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     write_text(run.config_file, to_toml(options))
-    write_json(facts_file, facts)
+    write_json(run.folder / "run.json", facts)
     return run
 
 
@@ -88,11 +118,16 @@ def _refuse_changes(run: Run, options: TrainOptions, facts: dict, before: dict) 
             f"The run folder {run.folder} was started with {changed[0]} = {old!r}, now it is {new!r}. "
             "Set it back to go on, or choose another name to start anew."
         )
-    for what, label in (("dataset", "pictures or captions"), ("model", "base model")):
-        if before.get(what) != facts[what]:
+    labels = {
+        "dataset": "pictures or captions",
+        "model": "base model",
+        "begin": "LoRA to go on from or to lie under it",
+    }
+    for what, label in labels.items():
+        if before.get(what, "") != facts[what]:
             raise AtelierError(
                 f"The run folder {run.folder} was started with another {label}. "
-                f"Bring the old {what} back to go on, or choose another name to start anew."
+                "Bring the old one back to go on, or choose another name to start anew."
             )
 
 

@@ -1,66 +1,126 @@
-// Registers the pack's browser side: a live loss chart under Train LoRA. The logic is in lib/, pure and tested.
+// Registers the pack's browser side: the training panel under Train LoRA. The logic is in lib/, pure and tested.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { addStep, emptyCurve } from "./lib/curve.mjs";
-import { drawCurve } from "./lib/chart.mjs";
+import { addEvent, catchUp, emptyCurve, fromRun } from "./lib/curve.mjs";
+import { isNameLinked, isPlainName, nodeAt, runName } from "./lib/graph.mjs";
+import { HEIGHT, STYLE } from "./lib/style.mjs";
+import { makeView } from "./lib/view.mjs";
 
 const TRAIN = "FluxAtelierTrainLora";
 const EVENT = "flux_atelier.step";
-const HEIGHT = 140; // pixels
-const charts = new Map(); // node id -> {curve, canvas}
+const MARGIN = 20; // pixels that the classic renderer keeps free around a DOM widget
+const WIDTH = 400; // pixels of a node nobody has sized yet
+const TYPING = 400; // milliseconds after the last key before a name is looked up
+const panels = new Map(); // node -> panel
 
-/** Draw a node's chart at the size it has on the screen. */
-function redraw(chart) {
-  const scale = window.devicePixelRatio || 1;
-  const { clientWidth, clientHeight } = chart.canvas;
-  if (!clientWidth || !clientHeight) return;
-  chart.canvas.width = clientWidth * scale;
-  chart.canvas.height = clientHeight * scale;
-  const context = chart.canvas.getContext("2d");
-  context.scale(scale, scale);
-  drawCurve(context, clientWidth, clientHeight, chart.curve);
+const routeOf = (run) => `/flux_atelier/runs/${encodeURIComponent(run)}`;
+
+function picture(curve, { file, time }) {
+  return api.apiURL(`${routeOf(curve.run)}/samples/${encodeURIComponent(file)}?t=${Math.round(time ?? 0)}`);
+}
+
+function show(panel, curve) {
+  panel.curve = curve;
+  panel.view.show(curve);
+}
+
+/** Rebuild a panel from its run's folder; events that come meanwhile wait and are added. */
+async function load(panel, run) {
+  const turn = ++panel.turn; // a later call wins
+  if (!isPlainName(run)) {
+    panel.waiting = null;
+    return show(panel, emptyCurve(run));
+  }
+  panel.waiting ??= [];
+  const answer = await api.fetchApi(routeOf(run)).then((r) => (r.ok ? r.json() : null), () => null);
+  if (turn !== panel.turn) return;
+  const events = panel.waiting ?? [];
+  panel.waiting = null;
+  if (answer) show(panel, catchUp(fromRun(answer), events)); // else the server is away: keep what is shown
+}
+
+/** Load soon, by the name that stands then: widgets get their values after the node is made. */
+function loadSoon(panel, delay = 0) {
+  clearTimeout(panel.timer);
+  panel.timer = setTimeout(() => load(panel, runName(panel.node)), delay);
+}
+
+async function wish(panel, asked) {
+  const { run } = panel.curve;
+  const answer = await api.fetchApi(`${routeOf(run)}/${asked}`, { method: "POST" });
+  if (panel.curve.run !== run) return;
+  if (answer.ok) return show(panel, { ...panel.curve, asked: [...panel.curve.asked, asked] });
+  const { error } = await answer.json();
+  show(panel, { ...panel.curve, running: false, asked: [], trouble: error });
+}
+
+function onStep({ detail }) {
+  const panel = panels.get(nodeAt(app.rootGraph ?? app.graph, detail.node));
+  if (!panel) return;
+  // Another workflow may have a node of the same id; its run goes by another name.
+  if (detail.run && detail.run !== runName(panel.node) && !isNameLinked(panel.node)) return;
+  const another = detail.run && detail.run !== panel.curve.run;
+  if (panel.waiting) panel.waiting.push(detail);
+  show(panel, addEvent(panel.curve, detail));
+  if (another || detail.phase === "done") load(panel, detail.run ?? panel.curve.run);
+}
+
+/** A run that ended without a word (cancelled, out of memory) is read again. */
+function onEnd() {
+  for (const panel of panels.values()) {
+    if (panel.curve.running || panel.curve.phase === "encode") load(panel, panel.curve.run || runName(panel.node));
+  }
+}
+
+/** Put a panel under a Train LoRA node. */
+function addPanel(node) {
+  const panel = { node, curve: emptyCurve(), turn: 0, waiting: null, timer: 0 };
+  panel.view = makeView(document, { wish: (asked) => wish(panel, asked), picture });
+  const widget = node.addDOMWidget("training panel", "flux_atelier_panel", panel.view.element, {
+    serialize: false,
+    getMinHeight: () => HEIGHT + MARGIN,
+  });
+  widget.serialize = false;
+  panels.set(node, panel);
+  show(panel, panel.curve);
+
+  const after = (owner, method, act) => {
+    const before = owner[method];
+    owner[method] = function (...args) {
+      const result = before?.apply(this, args);
+      act();
+      return result;
+    };
+  };
+  const name = node.widgets.find((w) => w.name === "name");
+  if (name) after(name, "callback", () => loadSoon(panel, TYPING));
+  after(node, "onConfigure", () => loadSoon(panel));
+  after(node, "onRemoved", () => {
+    clearTimeout(panel.timer);
+    panel.turn++;
+    panels.delete(node);
+  });
+  node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+  loadSoon(panel);
 }
 
 app.registerExtension({
   name: "FluxAtelier",
 
   setup() {
-    api.addEventListener(EVENT, ({ detail }) => {
-      const chart = charts.get(String(detail.node));
-      if (!chart) return;
-      chart.curve = addStep(chart.curve, detail);
-      redraw(chart);
+    const style = document.createElement("style");
+    style.textContent = STYLE;
+    document.head.append(style);
+    api.addEventListener(EVENT, onStep);
+    for (const end of ["executed", "execution_success", "execution_error", "execution_interrupted"]) {
+      api.addEventListener(end, onEnd);
+    }
+    api.addEventListener("reconnected", () => {
+      for (const panel of panels.values()) load(panel, panel.curve.run || runName(panel.node));
     });
   },
 
   nodeCreated(node) {
-    if (node.comfyClass !== TRAIN) return;
-    const canvas = document.createElement("canvas");
-    canvas.style.cssText = "width:100%;height:100%;display:block;border-radius:4px;background:#1d1c1a";
-    const widget = node.addDOMWidget("loss chart", "flux_atelier_chart", canvas, {
-      serialize: false,
-      getMinHeight: () => HEIGHT,
-      getMaxHeight: () => HEIGHT,
-    });
-    widget.serialize = false;
-    const chart = { curve: emptyCurve(), canvas };
-    new ResizeObserver(() => redraw(chart)).observe(canvas);
-    const register = () => charts.set(String(node.id), chart);
-    const added = node.onAdded;
-    node.onAdded = function (...args) {
-      added?.apply(this, args);
-      register(); // the id is given when the node joins the graph
-    };
-    const configured = node.onConfigure;
-    node.onConfigure = function (...args) {
-      configured?.apply(this, args);
-      register();
-    };
-    const removed = node.onRemoved;
-    node.onRemoved = function (...args) {
-      charts.delete(String(node.id));
-      removed?.apply(this, args);
-    };
-    register();
+    if (node.comfyClass === TRAIN) addPanel(node);
   },
 });

@@ -11,11 +11,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import AtelierError
 from ..files import digest, digest_of
-from .record import Caption, Dataset, Row, Skipped
+from .record import Caption, Companion, Dataset, Row, Skipped
 
 log = logging.getLogger("flux_atelier")
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 SIDECARS = (".txt", ".caption")
+# name.mask.png beside name.jpg; the second spelling is OneTrainer's.
+COMPANIONS = {"mask": (".mask", "-masklabel"), "control": (".control", "-condlabel")}
 LARGEST = 200_000_000  # pixels
 
 
@@ -57,11 +59,26 @@ def set_split(dataset: Dataset, every: int) -> Dataset:
 
 
 def picture_files(root: Path) -> Iterator[Path]:
-    """Files with a picture's ending below a folder, sorted; hidden files and folders are passed over."""
+    """Files with a picture's ending below a folder, sorted; hidden files, masks and controls are passed over."""
+    marks = tuple(mark for group in COMPANIONS.values() for mark in group)
     for path in sorted(root.rglob("*"), key=lambda p: p.relative_to(root).as_posix()):
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path.suffix.lower() in ENDINGS and path.is_file() and not hidden:
+        if path.suffix.lower() in ENDINGS and path.is_file() and not hidden and not path.stem.endswith(marks):
             yield path
+
+
+def companion(root: Path, file: Path, kind: str) -> Companion | None:
+    """The mask or control picture beside a picture, or None.
+
+    Raises AtelierError if it cannot be decoded.
+    """
+    for mark in COMPANIONS[kind]:
+        for ending in ENDINGS:
+            beside = file.with_name(f"{file.stem}{mark}{ending}")
+            if beside.is_file():
+                check_picture(beside)
+                return Companion(beside.relative_to(root).as_posix(), digest(beside))
+    return None
 
 
 def _read_row(root: Path, file: Path) -> Row | Skipped:
@@ -69,9 +86,10 @@ def _read_row(root: Path, file: Path) -> Row | Skipped:
     try:
         width, height = check_picture(file)
         captions = read_captions(file)
+        beside = {kind: companion(root, file, kind) for kind in COMPANIONS}
     except AtelierError as error:
         return Skipped(name, str(error))
-    return Row(digest_of(name, size=8), name, digest(file), width, height, captions)
+    return Row(digest_of(name, size=8), name, digest(file), width, height, captions, **beside)
 
 
 def check_picture(file: Path) -> tuple[int, int]:
@@ -112,6 +130,23 @@ def open_picture(file: Path, draft: int = 0) -> Image.Image:
                 ground = Image.new("RGBA", turned.size, "white")
                 turned = Image.alpha_composite(ground, turned)
             return turned.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise AtelierError(f"{file} cannot be read ({error}). Remove it or save it again, then load anew.") from None
+
+
+def open_mask(file: Path, alpha: bool) -> Image.Image:
+    """Open a mask as grey, turned as its EXIF says: a picture of its own, or the alpha channel of one.
+
+    Raises AtelierError that names the file.
+    """
+    try:
+        with Image.open(file) as picture:
+            turned = ImageOps.exif_transpose(picture)
+            if not alpha:
+                return turned.convert("L")
+            if turned.mode not in ("RGBA", "LA", "PA") and "transparency" not in turned.info:
+                return Image.new("L", turned.size, 255)
+            return turned.convert("RGBA").getchannel("A")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise AtelierError(f"{file} cannot be read ({error}). Remove it or save it again, then load anew.") from None
 

@@ -29,8 +29,19 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Companion:
+    """A picture that belongs to another one: where it lies, and the digest of its bytes."""
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Row:
-    """One picture: id from its path, digest from its bytes, size after its EXIF turn."""
+    """One picture: id from its path, digest from its bytes, size after its EXIF turn.
+
+    `mask` says where it counts, white for yes; `control` is the picture that is to be edited into it.
+    """
 
     id: str
     path: str
@@ -40,6 +51,8 @@ class Row:
     captions: tuple[Caption, ...] = ()
     split: str = "train"
     rejected: Decision | None = None
+    mask: Companion | None = None
+    control: Companion | None = None
 
     @property
     def kept(self) -> bool:
@@ -62,7 +75,7 @@ class Dataset:
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...] = ()
 
-    def file(self, row: Row) -> Path:
+    def file(self, row: Row | Companion) -> Path:
         return Path(self.root) / row.path
 
     @property
@@ -76,7 +89,10 @@ class Dataset:
     def fingerprint(self) -> str:
         """Digest of everything that a training run sees: bytes, captions, splits, decisions."""
         return digest_of(
-            [[r.digest, [c.text for c in r.captions], r.split] for r in sorted(self.kept, key=lambda r: r.id)]
+            [
+                [r.digest, [c.text for c in r.captions], r.split, *(c.digest for c in (r.mask, r.control) if c)]
+                for r in sorted(self.kept, key=lambda r: r.id)
+            ]
         )
 
     def summary(self) -> str:
@@ -114,7 +130,8 @@ def load_dataset(path: Path) -> Dataset:
         for row in data["rows"]:
             captions = tuple(Caption(**c) for c in row.pop("captions"))
             rejected = row.pop("rejected")
-            rows.append(Row(**row, captions=captions, rejected=Decision(**rejected) if rejected else None))
+            beside = {k: Companion(**v) for k in ("mask", "control") if (v := row.pop(k, None))}
+            rows.append(Row(**row, captions=captions, rejected=Decision(**rejected) if rejected else None, **beside))
         return Dataset(data["root"], tuple(rows), tuple(Skipped(**s) for s in data["skipped"]))
     except FileNotFoundError:
         raise AtelierError(f"There is no file {path}. Load the folder first.") from None

@@ -16,11 +16,17 @@ from ..errors import AtelierError
 
 @dataclass(frozen=True)
 class Factors:
-    """One layer's delta: up [out, R], down [R, in], alpha; delta = alpha / R * up @ down."""
+    """One layer's delta: up [out, R], down [R, in], alpha; delta = alpha / R * up @ down.
+
+    A DoRA has row norms besides, [out]: `magnitude` as the paper and peft have it, for |W + delta|; `dora_scale` as
+    ComfyUI reads it, for |W|. A file holds the one or the other; only with the base model do they follow from each other.
+    """
 
     up: Tensor
     down: Tensor
     alpha: float
+    magnitude: Tensor | None = None
+    dora_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.up.dim() != 2 or self.down.dim() != 2 or self.up.shape[1] != self.down.shape[0]:
@@ -37,9 +43,15 @@ class Factors:
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    @property
+    def normed(self) -> bool:
+        """Whether it is a DoRA."""
+        return self.magnitude is not None or self.dora_scale is not None
+
     def folded(self) -> "Factors":
         """The same delta in float32 with its scale in `up`, so that alpha equals the rank."""
-        return Factors(self.up.float() * self.scale, self.down.float(), float(self.rank))
+        up = self.up.float() * self.scale
+        return Factors(up, self.down.float(), float(self.rank), self.magnitude, self.dora_scale)
 
     def delta(self) -> Tensor:
         """The dense delta, [out, in] float32."""

@@ -22,11 +22,13 @@ from ..errors import AtelierError
 from ..files import read_tensors, write_tensors
 from ..flux.layout import FluxShape, Piece, pieces, swap_halves
 from .factors import Factors
+from .kinds import PARTS, Layer, layer_of, plain
 
 Layout = Literal["kohya", "comfy", "diffusers"]
 DOWN = (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight")
 UP = (".lora_up.weight", ".lora_B.weight", ".lora_B.default.weight")
 ALPHA = ".alpha"
+NORMS = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 BLOCK = re.compile(
     r"(?P<kind>double_blocks|single_blocks|transformer_blocks|single_transformer_blocks)[._](?P<n>\d+)[._]"
 )
@@ -34,12 +36,12 @@ BLOCK = re.compile(
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA in memory: factors by the original module name, with the header's metadata.
+    """A LoRA in memory: a layer's factors by the original module name, with the header's metadata.
 
     `unknown` lists keys that mean nothing here; they are told, never dropped in silence.
     """
 
-    modules: dict[str, Factors]
+    modules: dict[str, Layer]
     layout: Layout
     metadata: dict[str, str] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
@@ -67,38 +69,57 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name:
     found, alphas, unknown = _gather(tensors)
     if not found:
         raise AtelierError(f"{name} has {len(tensors)} tensors but no Flux.1 LoRA layer. Choose a LoRA for Flux.1.")
-    halves = [m for m, pair in found.items() if len(pair) < 2]
-    if halves:
-        raise AtelierError(
-            f"{name} has only one of the two factors of {halves[0]}. The file is damaged; save it again."
-        )
     header = _header_alphas(metadata)
-    parts = {}
-    for module, pair in found.items():
-        rank = pair["down"].shape[0]
-        alpha = alphas.get(module, header(module, rank))
-        parts[module] = Factors(pair["up"], pair["down"], float(alpha))
+    parts: dict[str, Factors] = {}
+    others: dict[str, Layer] = {}
+    for module, given in found.items():
+        if "up" not in given and "down" not in given:
+            original, piece, place = _known(module)
+            if place >= 0 and (len(piece.diffusers) > 1 or piece.swapped):
+                unknown += [f"{module}.{part}" for part in given]
+                continue
+            others[original] = layer_of(given, alphas.get(module), f"{name}: {module}")
+            continue
+        if "up" not in given or "down" not in given:
+            raise AtelierError(
+                f"{name} has only one of the two factors of {module}. The file is damaged; save it again."
+            )
+        alpha = alphas.get(module, header(module, given["down"].shape[0]))
+        parts[module] = Factors(
+            given["up"], given["down"], float(alpha), given.get("magnitude"), given.get("dora_scale")
+        )
     fused, layout = _fuse(parts, name)
-    return Lora(fused, layout, dict(metadata), tuple(unknown))
+    if others and not parts:
+        layout = "kohya" if next(iter(found)).startswith("lora_unet_") else "comfy"
+    return Lora({**fused, **others}, layout, dict(metadata), tuple(unknown))
 
 
 def _gather(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, float], list[str]]:
-    """Pair up the factors: by module key, the alphas, and the keys that are neither."""
+    """Sort tensors into their modules' parts: by module key, the alphas, and the keys that are neither."""
     found: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     unknown = []
     for key, value in tensors.items():
-        for which, endings in (("down", DOWN), ("up", UP)):
-            ending = next((e for e in endings if key.endswith(e)), None)
-            if ending and value.dim() == 2 and module_name(key.removesuffix(ending)):
-                found.setdefault(key.removesuffix(ending), {})[which] = value
-                break
+        module, part = _part(key)
+        if not part or not module_name(module):
+            unknown.append(key)
+        elif part == "alpha":
+            alphas[module] = float(value)
+        elif part in ("magnitude", "dora_scale"):
+            found.setdefault(module, {})[part] = value.flatten()
+        elif value.dim() == 2:
+            found.setdefault(module, {})[part] = value
         else:
-            if key.endswith(ALPHA) and module_name(key.removesuffix(ALPHA)):
-                alphas[key.removesuffix(ALPHA)] = float(value)
-            else:
-                unknown.append(key)
+            unknown.append(key)
     return found, alphas, unknown
+
+
+def _part(key: str) -> tuple[str, str]:
+    """Module key and the part of it that a tensor is; an empty part where it is none."""
+    endings = [(e, "down") for e in DOWN] + [(e, "up") for e in UP] + [(ALPHA, "alpha")]
+    endings += [(e, "dora_scale" if e == NORMS[0] else "magnitude") for e in NORMS] + [(f".{p}", p) for p in PARTS]
+    ending, part = next(((e, p) for e, p in endings if key.endswith(e)), ("", ""))
+    return (key.removesuffix(ending), part) if part else (key, "")
 
 
 def _header_alphas(metadata: Mapping[str, str]):
@@ -180,8 +201,7 @@ def _fuse(parts: dict[str, Factors], name: str) -> tuple[dict[str, Factors], Lay
 def _join(piece: Piece, places: dict[int, Factors], name: str) -> Factors:
     """Factors of a fused module from those of its split parts."""
     if len(piece.diffusers) == 1:
-        only = places[0]
-        return Factors(swap_halves(only.up), only.down, only.alpha) if piece.swapped else only
+        return _swapped(places[0]) if piece.swapped else places[0]
     first = next(iter(places.values()))
     hidden = first.down.shape[1]
     sizes = [r * hidden for r in piece.rows]
@@ -192,13 +212,14 @@ def _join(piece: Piece, places: dict[int, Factors], name: str) -> Factors:
                 "It was made for another model; choose a LoRA for Flux.1."
             )
         sizes[place] = factors.up.shape[0]
+    magnitude = _joined_norms(places, len(piece.diffusers), name)
     shared = all(f.down.shape == first.down.shape and torch.equal(f.down, first.down) for f in places.values())
     if shared:
         up = first.up.new_zeros(sum(sizes), first.rank, dtype=torch.float32)
         for place, factors in places.items():
             start = sum(sizes[:place])
             up[start : start + sizes[place]] = factors.up.float() * factors.scale
-        return Factors(up, first.down.float(), float(first.rank))
+        return Factors(up, first.down.float(), float(first.rank), magnitude)
     rank = sum(f.rank for f in places.values())
     up, at, downs = first.up.new_zeros(sum(sizes), rank, dtype=torch.float32), 0, []
     for place, factors in sorted(places.items()):
@@ -206,7 +227,22 @@ def _join(piece: Piece, places: dict[int, Factors], name: str) -> Factors:
         up[start : start + sizes[place], at : at + factors.rank] = factors.up.float() * factors.scale
         at += factors.rank
         downs.append(factors.down.float())
-    return Factors(up, torch.cat(downs), float(rank))
+    return Factors(up, torch.cat(downs), float(rank), magnitude)
+
+
+def _joined_norms(places: dict[int, Factors], count: int, name: str) -> Tensor | None:
+    """Row norms of a fused DoRA layer, or None; raises AtelierError where only some rows have them."""
+    norms = [places[i].magnitude if i in places else None for i in range(count)]
+    known = [n.float() for n in norms if n is not None]
+    if any(f.dora_scale is not None for f in places.values()) or 0 < len(known) < count:
+        raise AtelierError(f"{name} is a DoRA with row norms for a part of a projection. Save it in the kohya layout.")
+    return torch.cat(known) if known else None
+
+
+def _swapped(factors: Factors) -> Factors:
+    """Factors of the last modulation with its halves exchanged."""
+    norms = [None if n is None else swap_halves(n) for n in (factors.magnitude, factors.dora_scale)]
+    return Factors(swap_halves(factors.up), factors.down, factors.alpha, *norms)
 
 
 def to_layout(lora: Lora, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -215,31 +251,50 @@ def to_layout(lora: Lora, layout: Layout, dtype: torch.dtype) -> dict[str, Tenso
     dtype  of the factors; alphas stay float32, where every value is exact
     """
     out: dict[str, Tensor] = {}
-    for module, factors in lora.modules.items():
+    for module, layer in lora.modules.items():
         if layout == "diffusers":
-            out |= _split(module, factors, dtype)
+            out |= _split(module, layer if isinstance(layer, Factors) else plain(layer), dtype)
             continue
         key = "lora_unet_" + module.replace(".", "_") if layout == "kohya" else f"diffusion_model.{module}"
+        if not isinstance(layer, Factors):
+            out |= {f"{key}.{name}": value for name, value in layer.tensors(dtype).items()}
+            continue
         down, up = ("lora_down", "lora_up") if layout == "kohya" else ("lora_A", "lora_B")
-        out[f"{key}.{down}.weight"] = factors.down.to(dtype)
-        out[f"{key}.{up}.weight"] = factors.up.to(dtype)
-        out[f"{key}{ALPHA}"] = torch.tensor(factors.alpha, dtype=torch.float32)
+        out[f"{key}.{down}.weight"] = layer.down.to(dtype)
+        out[f"{key}.{up}.weight"] = layer.up.to(dtype)
+        out[f"{key}{ALPHA}"] = torch.tensor(layer.alpha, dtype=torch.float32)
+        if layer.normed:
+            # float32, because an error here is one of the whole weight; a column, by which ComfyUI knows the axis
+            out[f"{key}.dora_scale"] = _norm_of(layer, "dora_scale", layout).float()[:, None]
     return out
+
+
+def _norm_of(factors: Factors, which: Literal["magnitude", "dora_scale"], layout: Layout) -> Tensor:
+    """A DoRA's row norms as a layout has them; raises AtelierError where they are known only in the other form."""
+    value = getattr(factors, which)
+    if value is None:
+        raise AtelierError(
+            f"The LoRA is a DoRA, and its row norms in the {layout} layout follow only from the base model. "
+            "Keep it in the layout it was saved in."
+        )
+    return value
 
 
 def _split(module: str, factors: Factors, dtype: torch.dtype) -> dict[str, Tensor]:
     """diffusers' tensors of one module: every part shares `down` and takes its rows of `up`."""
     _, piece, _ = _known(module)
     number = BLOCK.search(module)
-    folded = factors.folded()
-    up = swap_halves(folded.up) if piece.swapped else folded.up
-    sizes = piece.sizes(len(up), factors.down.shape[1])
+    folded = _swapped(factors.folded()) if piece.swapped else factors.folded()
+    sizes = piece.sizes(len(folded.up), folded.down.shape[1])
+    norms = _norm_of(folded, "magnitude", "diffusers").float().split(sizes) if factors.normed else None
     out = {}
-    for name, rows in zip(piece.diffusers, up.split(sizes), strict=True):
+    for place, (name, rows) in enumerate(zip(piece.diffusers, folded.up.split(sizes), strict=True)):
         if number:
             name = re.sub(r"_blocks\.0\.", f"_blocks.{number['n']}.", name)
         out[f"transformer.{name}.lora_A.weight"] = folded.down.to(dtype)
         out[f"transformer.{name}.lora_B.weight"] = rows.to(dtype)
+        if norms:
+            out[f"transformer.{name}.lora_magnitude_vector"] = norms[place]
     return out
 
 

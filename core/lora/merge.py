@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ..errors import AtelierError
 from .factors import truncate, weighted_sum
 from .formats import Lora
+from .kinds import plain
 
 log = logging.getLogger("flux_atelier")
-NOT_LINEAR = ("dora_scale", "lora_magnitude_vector", "lora_mid.weight", ".diff", ".diff_b", "lokr_w1", "hada_w1_a")
+NOT_LINEAR = ("lora_mid.weight", ".diff", ".diff_b", "lokr_t2", "hada_t1")
 KEPT_METADATA = ("modelspec.architecture", "ss_base_model_version")
 
 
@@ -37,7 +38,7 @@ def merge(loras: Sequence[tuple[str, float, Lora]], rank: int = 0) -> Merged:
         _refuse_unknown(name, lora)
     modules, kept, total = {}, 0.0, 0.0
     for module in dict.fromkeys(m for _, _, lora in loras for m in lora.modules):
-        summed = weighted_sum([(w, lora.modules[module]) for _, w, lora in loras if module in lora.modules])
+        summed = weighted_sum([(w, plain(lora.modules[module])) for _, w, lora in loras if module in lora.modules])
         energy = ((summed.up.T @ summed.up).double() * (summed.down @ summed.down.T).double()).sum().item()
         modules[module], share = truncate(summed, rank) if rank else (summed, 1.0)
         kept, total = kept + share * energy, total + energy

@@ -8,6 +8,7 @@ import torch
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.images import to_picture
 from flux_atelier.core.lora.formats import read_lora
+from flux_atelier.trainer import cache as cache_of
 from flux_atelier.trainer.nano import scenes
 
 
@@ -62,7 +63,7 @@ def test_train_gives_a_lora_a_loss_and_a_run(nano, dataset, folders):
     assert name == "four.safetensors"
     assert len(loss["loss"]) == 4
     assert trained.lora_file.is_file()
-    assert sorted(p.name for p in trained.samples.iterdir()) == ["step-000002.png", "step-000004.png"]
+    assert sorted(p.name for p in trained.samples.glob("step-*")) == ["step-000002.png", "step-000004.png"]
     written = read_lora(folders / "output" / "loras" / "four.safetensors")
     assert written.layout == "kohya"
     assert written.rank == 4
@@ -208,7 +209,7 @@ def test_encode_fills_the_cache_that_training_reads(nano, dataset):
     assert out.args[0] is dataset
     encoder, cache = host_encoder(nano), training.open_cache()
     with torch.inference_mode(False):
-        items = list(training.encode(dataset, encoder, training.DataOptions(resolution=64, trigger="t"), cache))
+        items = list(cache_of.encode(dataset, encoder, training.DataOptions(resolution=64, trigger="t"), cache))
     assert not any(item.made for item in items)
 
 

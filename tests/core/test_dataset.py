@@ -8,7 +8,13 @@ from PIL import Image, ImageFilter
 
 from flux_atelier.core.dataset import curate as curation
 from flux_atelier.core.dataset.buckets import Bucket, choose_bucket, make_buckets
-from flux_atelier.core.dataset.captions import fill_captions, training_captions, with_trigger, write_sidecars
+from flux_atelier.core.dataset.captions import (
+    CaptionPlan,
+    fill_captions,
+    training_captions,
+    with_trigger,
+    write_sidecars,
+)
 from flux_atelier.core.dataset.contact_sheet import contact_sheet
 from flux_atelier.core.dataset.folder import load_folder, open_picture
 from flux_atelier.core.dataset.quality import perceptual_hash, sharpness
@@ -191,9 +197,9 @@ def test_trigger_is_added_once(text, trigger, expected):
 
 def test_no_caption_and_no_trigger_is_told(folder):
     row = load_folder(folder).rows[2]
-    assert training_captions(row, "ohwx") == ("ohwx",)
+    assert training_captions(row, CaptionPlan("ohwx")) == ("ohwx",)
     with pytest.raises(AtelierError, match="has no caption and there is no trigger"):
-        training_captions(row, "")
+        training_captions(row, CaptionPlan())
 
 
 @pytest.mark.parametrize("resolution", [64, 512, 768, 1024])

@@ -261,7 +261,7 @@ def dense(state, alphas, key):
 def test_a_merge_refuses_what_is_no_sum_and_tells_what_it_leaves_out(caplog):
     state = to_layout(some_lora(), "kohya", torch.float32)
     odd = parse_lora(state | {"lora_unet_double_blocks_0_img_mlp_0.dora_scale": torch.ones(512, 1)}, {}, "a")
-    with pytest.raises(AtelierError, match="no plain LoRA"):
+    with pytest.raises(AtelierError, match="is a DoRA"):
         merge([("a", 1.0, odd)])
     text = parse_lora(state | {"lora_te1_text_model_x.lora_down.weight": torch.ones(2, 2)}, {}, "a")
     merge([("a", 1.0, text)])

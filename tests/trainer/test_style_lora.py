@@ -12,7 +12,7 @@ from flux_atelier.core.images import to_tensor
 from flux_atelier.core.lora.formats import read_lora
 from flux_atelier.core.options import parse
 from flux_atelier.trainer.cache import Cache
-from flux_atelier.trainer.commands.train import train_folder
+from flux_atelier.trainer.commands.train import Given, train_folder
 from flux_atelier.trainer.config import TrainOptions
 from flux_atelier.trainer.demo.road import JUDGED, JUDGED_SIZES, PAINTINGS, SEEDS, STYLE_OPTIONS
 from flux_atelier.trainer.models import nano
@@ -26,7 +26,7 @@ def test_style_arrives_and_content_stays(tmp_path):
     dataset = load_folder(write_scenes(tmp_path / "painted", "painted", PAINTINGS, seed=7), validation=12)
     options = parse(TrainOptions, STYLE_OPTIONS, "the test")
     folder = tmp_path / "run"
-    list(train_folder(dataset, nano(), folder, options, Cache(tmp_path / "cache"), torch.device("cpu")))
+    list(train_folder(Given(dataset, nano(), folder, options, Cache(tmp_path / "cache"), torch.device("cpu"))))
     lora = read_lora(folder / "run.safetensors")
     target = describe(torch.stack([to_tensor(_open(dataset.file(r))) for r in dataset.kept]))
     for seed in SEEDS:

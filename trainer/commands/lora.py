@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ...core.errors import AtelierError
+from ...core.lora.factors import Factors
 from ...core.lora.formats import read_lora, write_lora
 from ...core.lora.merge import merge
 
@@ -41,7 +42,7 @@ def add_inspect(parser) -> None:
 def run_inspect(args) -> Iterator[str]:
     lora = read_lora(args.lora)
     ranks = sorted({f.rank for f in lora.modules.values()})
-    alphas = sorted({f.alpha for f in lora.modules.values()})
+    alphas = sorted({f.alpha for f in lora.modules.values() if isinstance(f, Factors)})
     yield f"{args.lora.name}: {lora.layout} layout, {len(lora.modules)} layers, rank {ranks}, alpha {alphas}"
     for key, value in lora.metadata.items():
         yield f"  {key}: {value if len(value) < 120 else value[:117] + '...'}"

@@ -3,23 +3,29 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ...core.dataset.captions import training_captions
 from ...core.dataset.record import Dataset
-from ...core.images import save_picture, to_picture
-from ...core.lora.formats import Layout, write_lora
-from ..cache import Cache, Sample, encode, put_text
+from ...core.files import digest_of, digest_tensors, write_text
+from ...core.images import save_picture
+from ...core.lora.formats import Layout, Lora, read_lora, to_layout, write_lora
+from ...core.options import nest, parse, to_toml
+from ..cache import Cache, Sample, encode, encode_regularisation, put_text, sample_prompts
 from ..config import DataOptions, TrainOptions
 from ..encoders import FileEncoder
-from ..export import to_lora
-from ..loop import Session, Step, train
-from ..models import ModelFiles, from_folder, load_transformer, nano
-from ..preview import draw_sample
+from ..export import settings_of, to_lora
+from ..loop import Step, train
+from ..memory import Plan, plan_run
+from ..models import ModelFiles, Placement, from_folder, load_transformer, nano, shape_in, weight_bytes
+from ..packed import Weights
+from ..preview import sample_grid
 from ..report import run_curves
-from ..run import open_run
+from ..run import Run, open_run
+from ..session import Extras, Session
+from ..world import join, leave, local_device
 from .dataset import open_dataset
 
 
@@ -62,6 +68,14 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout", choices=("kohya", "comfy", "diffusers"), default="kohya", help="key layout of the LoRA"
     )
+    parser.add_argument("--regularisation", type=Path, help="dataset file or folder of pictures of the class")
+    parser.add_argument("--start-from", type=Path, help="LoRA file to go on from, in any layout")
+    parser.add_argument("--training-adapter", type=Path, help="LoRA that lies under the training, such as schnell's")
+    parser.add_argument(
+        "--weights", choices=("file", "fp8", "int8", "nf4"), default="file", help="how weights are held"
+    )
+    parser.add_argument("--shard", action="store_true", help="under torchrun: deal the weights out to all processes")
+    parser.add_argument("--plan", action="store_true", help="only say what the training would need, then stop")
     add_model(parser)
     add_options(parser, TrainOptions)
 
@@ -71,46 +85,126 @@ def run_train(args) -> Iterator[str]:
 
     options = read_options(TrainOptions, args, args.config)
     files = model_files(args)
-    cache = Cache(args.cache or args.run.parent / "cache")
-    yield from train_folder(open_dataset(args.dataset), files, args.run, options, cache, device_of(args), args.layout)
+    given = Given(
+        open_dataset(args.dataset), files, args.run, options, Cache(args.cache or args.run.parent / "cache"),
+        local_device(device_of(args)), args.layout, open_dataset(args.regularisation) if args.regularisation else None,
+        *(read_lora(path) if path else None for path in (args.start_from, args.training_adapter)),
+        weights=args.weights, shard=args.shard,
+    )  # fmt: skip
+    if args.plan:
+        yield plan_of(given, []).text
+        return
+    yield from train_folder(given)
 
 
-def train_folder(
-    dataset: Dataset, files: ModelFiles, folder: Path, options: TrainOptions, cache: Cache, device: torch.device,
-    layout: Layout = "kohya",
-) -> Iterator[str]:  # fmt: skip
+@dataclass(frozen=True)
+class Given:
+    """Everything that a training on files starts from."""
+
+    dataset: Dataset
+    files: ModelFiles
+    folder: Path
+    options: TrainOptions
+    cache: Cache
+    device: torch.device
+    layout: Layout = "kohya"
+    regularisation: Dataset | None = None
+    start_from: Lora | None = None
+    training_adapter: Lora | None = None
+    weights: Weights = "file"
+    shard: bool = False
+
+    @property
+    def fingerprints(self) -> tuple[str, str, str]:
+        """Digests of the pictures, the model as it is held, and the LoRAs the run begins with."""
+        pictures = self.dataset.fingerprint
+        if self.regularisation:
+            pictures = digest_of(pictures, self.regularisation.fingerprint)
+        model = self.files.fingerprint if self.weights == "file" else f"{self.files.fingerprint}-{self.weights}"
+        given = [
+            digest_tensors(to_layout(lora, "kohya", torch.float32)) if lora else ""
+            for lora in (self.start_from, self.training_adapter)
+        ]
+        return pictures, model, "-".join(given) if any(given) else ""
+
+
+def plan_of(given: Given, samples: list[Sample]) -> Plan:
+    """What the training will need on its device."""
+    files, device = given.files, given.device
+    share = {"file": 1.0, "fp8": 0.5, "int8": 0.5, "nf4": 0.28}[given.weights]
+    weights = 0 if device.type == "cpu" else int(weight_bytes(files.transformer) * share)
+    return plan_run(
+        shape_in(files.transformer), weights, samples, given.options, device, free_bytes(device), files.t5_length
+    )
+
+
+def train_folder(given: Given) -> Iterator[str]:
     """Encode a dataset and train on it in a run folder, telling what happens line by line.
 
-    Closing the iterator in the middle saves the state and the LoRA.
+    Under torchrun every process does this, and the first one writes and tells. Closing the iterator in the middle saves
+    the state and the LoRA.
     """
-    encoder = FileEncoder(files, device)
-    samples: list[Sample] = [item.sample for item in encode(dataset, encoder, options.data, cache)]
+    options, device, cache = given.options, given.device, given.cache
+    world = join(device)
+    if not world.first:
+        world.wait()  # the first process encodes for all
+    encoder = FileEncoder(given.files, device)
+    samples = encode_all(given, encoder)
     empty, _ = put_text("", encoder, cache)
-    prompt = options.sample_prompt or training_captions(dataset.kept[0], options.data.trigger)[0]
-    shown, _ = put_text(prompt, encoder, cache)
+    prompts = sample_prompts(options, given.dataset, encoder, cache)
     if device.type == "cuda":
         encoder.release()
-    yield f"encoded {len(samples)} pictures in {len({(s.height, s.width) for s in samples})} sizes"
-    run = open_run(folder, folder.name, options, dataset.fingerprint, files.fingerprint)
-    session = Session.start(load_transformer(files.transformer, device), samples, cache, empty, options, run)
+    if world.first:
+        yield f"encoded {len(samples)} pictures in {len({(s.height, s.width) for s in samples})} sizes"
+        run = open_run(given.folder, given.folder.name, options, *given.fingerprints)
+        world.wait()
+    run = Run(given.folder, given.folder.name)
+    plan = plan_of(given, samples)
+    if world.first:
+        write_text(run.plan_file, plan.page)
+        yield plan.line
+    placement = Placement(given.weights, plan.chosen.streamed, given.shard and world.size > 1)
+    view = load_transformer(given.files.transformer, device, placement, world)
+    extras = Extras.of(given.start_from, given.training_adapter, plan.chosen, world)
+    session = Session.start(view, samples, cache, empty, options, run, extras)
     try:
         with closing(train(session)) as steps:
             for step in steps:
-                if options.sample_every and step.step % options.sample_every == 0:
-                    picture = to_picture(encoder.decode(draw_sample(session, shown))[0])
-                    save_picture(run.sample_file(step.step), picture)
-                if step.validation is not None or step.step == step.total or step.step % 25 == 0:
+                if options.sample_every and step.step % options.sample_every == 0 and world.first:
+                    sample_grid(session, prompts, encoder.decode)
+                if world.first and (step.validation is not None or step.note or step.step % 25 == 0):
                     yield describe(step)
     finally:
-        if session.step:
-            write_lora(run.lora_file, to_lora(session.tree, options, session.step, len(session.samples)), layout)
+        if session.step and world.first:
+            write_lora(run.lora_file, to_lora(session), given.layout)
             save_picture(run.folder / "curves.png", run_curves(run))
-    yield f"{run.lora_file}: {session.step} steps"
+        leave()
+    if world.first:
+        yield f"{run.lora_file}: {session.step} steps"
+
+
+def encode_all(given: Given, encoder: FileEncoder) -> list[Sample]:
+    """Every sample of a training, encoded where the cache lacks it."""
+    data, prior = given.options.data, given.options.objective.prior_weight > 0
+    items = list(encode(given.dataset, encoder, data, given.cache, prior))
+    if given.regularisation:
+        items += list(encode_regularisation(given.regularisation, encoder, data, given.cache))
+    return [item.sample for item in items]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes free on a device; on the CPU in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
 
 
 def describe(step: Step) -> str:
     text = f"step {step.step}/{step.total}  loss {step.loss:.4f}  {step.seconds:.2f} s"
-    return text if step.validation is None else f"{text}  validation {step.validation:.4f}"
+    text = text if step.validation is None else f"{text}  validation {step.validation:.4f}"
+    return f"{text}  ({step.note})" if step.note else text
 
 
 def add_encode(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +225,31 @@ def run_encode(args) -> Iterator[str]:
     yield f"{args.cache}: {len(items)} pictures, {made} encoded now, {len(items) - made} were there"
 
 
+def add_average(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("out", type=Path, help="LoRA file to write")
+    parser.add_argument("--last", type=int, default=3, help="how many of the newest states")
+
+
+def run_average(args) -> Iterator[str]:
+    from ..soup import average_states
+
+    lora = average_states(Run(args.run, args.run.name), args.last)
+    yield f"{write_lora(args.out, lora)}: the mean of {args.last} states at rank {lora.rank}"
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lora", type=Path, help="LoRA file that was trained with this pack")
+
+
+def run_settings(args) -> Iterator[str]:
+    settings = settings_of(read_lora(args.lora).metadata, args.lora.name)
+    yield to_toml(parse(TrainOptions, nest(TrainOptions, settings), args.lora.name))
+
+
 COMMANDS = {
     "encode": ("Encode pictures and captions ahead of a training.", add_encode, run_encode),
+    "average": ("Write the mean of a run's last states as one LoRA.", add_average, run_average),
+    "settings": ("Print how a LoRA was trained, as TOML for --config.", add_settings, run_settings),
     "train": ("Train a LoRA; the same run folder goes on where it stopped.", add_train, run_train),
 }

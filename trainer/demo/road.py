@@ -27,7 +27,7 @@ from ...core.lora.merge import merge
 from ...core.options import parse
 from ...core.style.color import transfer_color
 from ..cache import Cache
-from ..commands.train import train_folder
+from ..commands.train import Given, train_folder
 from ..config import TrainOptions
 from ..draw import flux_pipeline, stylise
 from ..models import nano
@@ -99,7 +99,7 @@ class Road:
         options = parse(TrainOptions, STYLE_OPTIONS | changes, "the demo")
         folder = self.out / "runs" / name
         began = time.monotonic()
-        yield from train_folder(dataset, nano(), folder, options, Cache(self.out / "cache"), torch.device("cpu"))
+        yield from train_folder(Given(dataset, nano(), folder, options, Cache(self.out / "cache"), torch.device("cpu")))
         run = Run(folder, name)
         self.loras[name] = read_lora(run.lora_file)
         self.page.picture(run_curves(run), f"{name}: {options.steps} steps in {time.monotonic() - began:.0f} s")

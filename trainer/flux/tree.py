@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.flux.layout import FluxShape
-from .forward import at_least_float32, flux_forward
+from .attention import at_least_float32
+from .forward import double_block, flux_forward, single_block
 
 MakeLinear = Callable[[str, int, int], nn.Module]  # (module name, in features, out features)
 MakeNorm = Callable[[str], nn.Module]
@@ -43,6 +44,7 @@ class FluxTree(nn.Module):
     def __init__(self, shape: FluxShape, linear: MakeLinear = plain_linear, norm: MakeNorm = plain_norm):
         super().__init__()
         self.shape, self._linear, self._norm = shape, linear, norm
+        self.block_functions: tuple[Callable, Callable] = double_block, single_block
         h = shape.hidden
         self.img_in, self.txt_in = linear("img_in", shape.channels, h), linear("txt_in", shape.context, h)
         self.time_in, self.vector_in = self._embedder("time_in", 256), self._embedder("vector_in", shape.pooled)
@@ -88,9 +90,14 @@ class FluxTree(nn.Module):
             modulation=_named(lin=linear(f"{name}.modulation.lin", h, 3 * h)),
         )
 
-    def forward(self, latent, sigma, text, pooled, guidance=None, checkpointed=()) -> Tensor:
+    def compile_blocks(self) -> None:
+        """Compile the two kinds of blocks with torch.compile; each is one graph, whatever its depth."""
+        double, single = self.block_functions
+        self.block_functions = torch.compile(double, dynamic=False), torch.compile(single, dynamic=False)
+
+    def forward(self, latent, sigma, text, pooled, guidance=None, checkpointed=(), reference=None) -> Tensor:
         """Predict the velocity; see flux_forward."""
-        return flux_forward(self, latent, sigma, text, pooled, guidance, checkpointed)
+        return flux_forward(self, latent, sigma, text, pooled, guidance, checkpointed, reference)
 
 
 def _named(**children: nn.Module) -> nn.Module:

@@ -6,13 +6,15 @@ be bf16, fp8, GGUF or patched with LoRAs, may live in inference-mode tensors or 
 what it was. How a weight is asked for comes in as a function; this file knows no ComfyUI.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.errors import AtelierError
 from ...core.flux.layout import FluxShape
+from ...core.lora.factors import Factors
 from .tree import FluxTree, Norm
 
 Release = Callable[[], None]
@@ -50,11 +52,34 @@ class ProxyLinear(nn.Linear):
         self.register_parameter("bias", None)
         object.__setattr__(self, "source", source)  # not a submodule: the mirror owns nothing of the model
         object.__setattr__(self, "cast", cast)
+        self.assistant: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        return FrozenLinear.apply(x, self.source, self.cast)
+        out = FrozenLinear.apply(x, self.source, self.cast)
+        if self.assistant is None:
+            return out
+        down, up = self.assistant
+        return out + F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype))
+
+
+def fitting_layer(tree: nn.Module, name: str, factors: Factors) -> nn.Linear:
+    """The layer of a tree that a LoRA's factors belong to.
+
+    Raises AtelierError if the tree has no such layer, or it has another size.
+    """
+    try:
+        layer = tree.get_submodule(name)
+    except AttributeError:
+        raise AtelierError(f"The LoRA has a layer {name} that the model lacks. Choose a LoRA for this model.") from None
+    size = factors.up.shape[0], factors.down.shape[1]
+    if size != (layer.out_features, layer.in_features):
+        raise AtelierError(
+            f"The LoRA's {name} is {size[0]} x {size[1]}, the model's {layer.out_features} x {layer.in_features}. "
+            "Choose a LoRA for this model."
+        )
+    return layer
 
 
 class TrainView(FluxTree):
@@ -74,19 +99,47 @@ class TrainView(FluxTree):
 
         def norm(name: str) -> nn.Module:
             module = model.get_submodule(name)
-            scale = module.scale if hasattr(module, "scale") else module.weight
-            return Norm(scale.detach().to(device, torch.float32, copy=True))
+            if hasattr(module, "scale"):
+                return Norm(module.scale.detach().to(device, torch.float32, copy=True))
+            scale, _, release = cast(module, torch.zeros(0, device=device))  # patches of a norm come along
+            # ComfyUI-GGUF's own tensor class would go from here into every activation.
+            scale = scale.detach().as_subclass(Tensor).to(device, torch.float32, copy=True)
+            release()
+            return Norm(scale)
 
         super().__init__(shape, linear, norm)
         self.requires_grad_(False)
 
+    def assist(self, factors: Mapping[str, Factors]) -> None:
+        """Lay a frozen LoRA under everything that is trained, such as schnell's training adapter; {} takes it away.
 
-def cast_plain(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None, Release]:
-    """Ask a plain Linear of any float dtype for its weight; a `scale_weight` of scaled fp8 files is multiplied in."""
-    weight = module.weight.to(like.device, like.dtype)
+        Raises AtelierError if it does not fit the model.
+        """
+        for name, given in factors.items():
+            fitting_layer(self, name, given)
+        for name, module in self.named_modules():
+            name = name.removesuffix(".base_layer")  # peft wraps a layer that carries an adapter
+            if not isinstance(module, ProxyLinear):
+                continue
+            if name in factors:
+                folded, device = factors[name].folded(), module.weight.device
+                module.assistant = folded.down.to(device), folded.up.to(device)
+            else:
+                module.assistant = None
+
+
+def cast_plain(module: nn.Module, like: Tensor, non_blocking: bool = False) -> tuple[Tensor, Tensor | None, Release]:
+    """Ask a plain Linear for its weight: any float dtype, with a `scale_weight` of scaled fp8 files multiplied in.
+
+    A module that packs its weight in another way says so by an `unpack` method of its own.
+    """
+    if hasattr(module, "unpack"):
+        weight = module.unpack(like)
+    else:
+        weight = module.weight.to(like.device, like.dtype, non_blocking=non_blocking)
     if getattr(module, "scale_weight", None) is not None:
-        weight = weight * module.scale_weight.to(like.device, like.dtype)
-    bias = None if module.bias is None else module.bias.to(like.device, like.dtype)
+        weight = weight * module.scale_weight.to(like.device, like.dtype, non_blocking=non_blocking)
+    bias = None if module.bias is None else module.bias.to(like.device, like.dtype, non_blocking=non_blocking)
     return weight, bias, _nothing
 
 

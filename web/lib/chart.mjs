@@ -1,60 +1,91 @@
-// Draws a curve on a canvas context.
-import { headline, smooth } from "./curve.mjs";
+// A curve as lines in a square of SIDE x SIDE, which the view stretches over the space it has.
+import { series, smoothLoss } from "./curve.mjs";
+import { brief } from "./figures.mjs";
 
-const LEFT = 44, TOP = 24, RIGHT = 8, BOTTOM = 10; // pixels
-const FAINT = "#4a4843", TEXT = "#c9c6be", RAW = "#3d5a70", MEAN = "#6fb1dd", VALIDATION = "#e0955a";
+export const SIDE = 1000;
+
+/** The tabs: each a name and a function from the curve to its lines. */
+export const TABS = {
+  loss: lossLines,
+  rate: (curve) => [one(curve, "rate", (r) => r.learning_rate)],
+  gradient: (curve) => [one(curve, "gradient norm", (r) => r.grad_norm)],
+  "noise levels": levelLines,
+  seconds: (curve) => [one(curve, "seconds per step", (r) => r.seconds)],
+};
 
 /**
- * Map points into the plot's rectangle.
- * @param {{step: number, loss: number}[]} points
- * @param {{low: number, high: number, first: number, last: number}} range
- * @param {number} width
- * @param {number} height
- * @returns {[number, number][]}
+ * @typedef {{kind: string, label: string, share?: number, points: import("./curve.mjs").Point[]}} Line
+ * @typedef {{kind: string, label: string, share?: number, path: string}} Drawn
  */
-export function place(points, range, width, height) {
-  const wide = width - LEFT - RIGHT, tall = height - TOP - BOTTOM;
-  const steps = Math.max(1, range.last - range.first), losses = range.high - range.low || 1;
-  return points.map(({ step, loss }) => [
-    LEFT + (wide * (step - range.first)) / steps,
-    TOP + tall * (1 - (loss - range.low) / losses),
-  ]);
+
+/** @returns {Line} */
+function one(curve, label, read) {
+  return { kind: "mean", label, points: series(curve.records, read) };
 }
 
-/** The range that holds all points, a little wider. */
-export function rangeOf(points) {
-  const losses = points.map((p) => p.loss), steps = points.map((p) => p.step);
-  const low = Math.min(...losses), high = Math.max(...losses), pad = (high - low) * 0.05 || 0.05;
-  return { low: low - pad, high: high + pad, first: Math.min(...steps), last: Math.max(...steps) };
+/** @returns {Line[]} */
+function lossLines(curve) {
+  return [
+    { kind: "raw", label: "loss", points: series(curve.records, (r) => r.loss) },
+    { kind: "mean", label: "smoothed", points: smoothLoss(curve) },
+    { kind: "validation", label: "validation", points: series(curve.records, (r) => r.validation) },
+  ];
 }
 
-function line(context, places, color, width) {
-  context.strokeStyle = color;
-  context.lineWidth = width;
-  context.beginPath();
-  places.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
-  context.stroke();
+/** One line a noise level, from the least noise (share 0) to the most (share 1). @returns {Line[]} */
+function levelLines(curve) {
+  const measured = curve.records.filter((r) => Array.isArray(r.levels));
+  const count = Math.max(0, ...measured.map((r) => r.levels.length));
+  return Array.from({ length: count }, (_, i) => ({
+    kind: "level",
+    label: i === 0 ? "least noise" : i === count - 1 ? "most noise" : "",
+    share: count > 1 ? i / (count - 1) : 0,
+    points: series(measured, (r) => r.levels[i]),
+  }));
 }
 
 /**
- * @param {CanvasRenderingContext2D} context
- * @param {number} width
- * @param {number} height
+ * What a tab draws: paths, and what its axes say. Null where there is nothing yet.
  * @param {import("./curve.mjs").Curve} curve
+ * @param {keyof typeof TABS} tab
+ * @returns {{lines: Drawn[], low: string, high: string, first: string, last: string} | null}
  */
-export function drawCurve(context, width, height, curve) {
-  context.clearRect(0, 0, width, height);
-  context.fillStyle = TEXT;
-  context.font = "11px system-ui, sans-serif";
-  context.fillText(headline(curve), 8, 15);
-  if (curve.points.length < 2) return;
-  const range = rangeOf([...curve.points, ...curve.validation]);
-  for (const share of [0, 0.5, 1]) {
-    const y = TOP + (height - TOP - BOTTOM) * share;
-    line(context, [[LEFT, y], [width - RIGHT, y]], FAINT, 1);
-    context.fillText((range.high - (range.high - range.low) * share).toFixed(3), 6, y + 4);
-  }
-  line(context, place(curve.points, range, width, height), RAW, 1);
-  line(context, place(smooth(curve.points), range, width, height), MEAN, 2);
-  if (curve.validation.length) line(context, place(curve.validation, range, width, height), VALIDATION, 2);
+export function plot(curve, tab) {
+  const lines = TABS[tab](curve).filter((line) => line.points.length);
+  if (!lines.length) return null;
+  const range = rangeOf(lines);
+  return {
+    lines: lines.map(({ points, ...line }) => ({ ...line, path: path(points, range) })),
+    low: brief(range.low), high: brief(range.high), first: `step ${range.first}`, last: `${range.last}`,
+  };
+}
+
+/**
+ * The range that holds the lines, a little wider. A raw line counts without its rarest fiftieth on either side: one
+ * spike must not press everything else flat.
+ * @param {Line[]} lines
+ */
+export function rangeOf(lines) {
+  const steps = lines.flatMap((line) => line.points.map((p) => p.step));
+  const values = lines.flatMap(({ kind, points }) => {
+    const sorted = points.map((p) => p.value).sort((a, b) => a - b);
+    const rare = kind === "raw" ? Math.floor(sorted.length / 50) : 0;
+    return [sorted[rare], sorted[sorted.length - 1 - rare]];
+  });
+  const low = Math.min(...values), high = Math.max(...values);
+  const pad = (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
+  const floor = low >= 0 ? Math.max(0, low - pad) : low - pad; // none of these quantities goes below zero
+  return { low: floor, high: high + pad, first: least(steps), last: greatest(steps) };
+}
+
+// Spread arguments have a limit that a long training reaches.
+const least = (list) => list.reduce((a, b) => Math.min(a, b), Infinity);
+const greatest = (list) => list.reduce((a, b) => Math.max(a, b), -Infinity);
+
+/** An SVG path; a single point is a stroke without length, which round caps make a dot. */
+function path(points, { low, high, first, last }) {
+  const x = (step) => Math.round((SIDE * (step - first)) / Math.max(1, last - first));
+  const y = (value) => Math.round(SIDE * (1 - (value - low) / (high - low)));
+  const places = points.map((p) => `${x(p.step)} ${y(p.value)}`);
+  return `M${places.join("L")}${places.length === 1 ? "h0" : ""}`;
 }

@@ -1,0 +1,32 @@
+"""The only room that looks into ComfyUI: weights, encoders, sampling, progress, cancel, memory, folders."""
+
+from .drawing import GraphEncoder as GraphEncoder
+from .drawing import condition as condition
+from .drawing import sample as sample
+from .drawing import with_lora as with_lora
+from .folders import inside as inside
+from .folders import lora_file as lora_file
+from .folders import lora_names as lora_names
+from .folders import lora_path as lora_path
+from .folders import model_folders as model_folders
+from .folders import output_folder as output_folder
+from .folders import picture_folder as picture_folder
+from .folders import picture_roots as picture_roots
+from .folders import run_folder as run_folder
+from .folders import temp_file as temp_file
+from .folders import told as told
+from .model import CAST as CAST
+from .model import cast as cast
+from .model import fingerprint as fingerprint
+from .model import flux_shape as flux_shape
+from .model import make_room as make_room
+from .model import reload as reload
+from .model import training as training
+from .model import training_device as training_device
+from .nano import load_nano_clip as load_nano_clip
+from .nano import load_nano_model as load_nano_model
+from .nano import load_nano_vae as load_nano_vae
+from .progress import Progress as Progress
+from .progress import check_cancel as check_cancel
+from .progress import prompt_server as prompt_server
+from .video import video_file as video_file

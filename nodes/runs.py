@@ -1,0 +1,81 @@
+"""What is left of a training: its settings back out of a LoRA, the mean of its last states."""
+
+import json
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..core.lora.formats import read_lora, to_layout, write_lora
+from ..trainer.run import Run
+from . import host, types
+from .training import CATEGORY, FIRST
+
+SHOWN = tuple(name for name in FIRST if name != "sample_every")
+KINDS = {"learning_rate": io.Float, "alpha": io.Float, "trigger": io.String}
+
+
+class LoadTrainingSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierLoadTrainingSettings",
+            display_name="Load Training Settings",
+            category=CATEGORY,
+            description="Read how a LoRA of this pack was trained, as inputs for Train LoRA.",
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "lora_name", options=host.lora_names(), tooltip="A LoRA that was trained with this pack."
+                )
+            ],
+            outputs=[
+                types.Config.Output(display_name="options"),
+                *(KINDS.get(name, io.Int).Output(display_name=name) for name in SHOWN),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, lora_name: str) -> io.NodeOutput:
+        from ..trainer.export import settings_of
+
+        metadata = read_lora(host.lora_path(lora_name)).metadata
+        settings = settings_of(metadata, lora_name)
+        told = [f"{name}: {settings[name]}" for name in SHOWN]
+        told.append(f"losses: {json.dumps(json.loads(metadata.get('flux_atelier.losses', '{}')))}")
+        options = {k: v for k, v in settings.items() if k not in FIRST}
+        return io.NodeOutput(options, *(settings[name] for name in SHOWN), ui=ui.PreviewText("\n".join(told)))
+
+
+class AverageStates(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierAverageStates",
+            display_name="Average States",
+            category=CATEGORY,
+            description="The exact mean of a run's last saved states as one LoRA; often steadier than the last alone.",
+            is_output_node=True,
+            inputs=[
+                types.Run.Input("run", tooltip="A run, from Train LoRA."),
+                io.Int.Input("last", default=3, min=2, max=1000, tooltip="How many of the newest states."),
+                io.String.Input("name", default="averaged", tooltip="Name of the file in output/loras."),
+            ],
+            outputs=[types.LoraModel.Output(display_name="lora"), io.AnyType.Output(display_name="lora name")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name):
+        return host.told(host.lora_file, name)
+
+    @classmethod
+    def execute(cls, run: Run, last: int, name: str) -> io.NodeOutput:
+        from ..trainer.soup import average_states
+
+        with torch.inference_mode(False):
+            lora = average_states(run, last)
+            path = write_lora(host.lora_file(name.strip()), lora)
+            tensors = to_layout(lora, "kohya", torch.float32)
+        return io.NodeOutput(tensors, path.name, ui=ui.PreviewText(f"{path}\n{lora.metadata['flux_atelier.recipe']}"))
+
+
+NODES = [LoadTrainingSettings, AverageStates]

@@ -88,6 +88,11 @@ def _first_step(session: Session, mixture: batches.Mixture, rate: float) -> Outc
         return optimizer_step(session, mixture, rate)
     except torch.OutOfMemoryError as error:
         needed = str(error).split(".")[0]  # the exception holds every tensor of the failed step alive
+    except RuntimeError as error:
+        if not session.options.compile or not type(error).__module__.startswith("torch._"):
+            raise
+        cause = str(error).strip().splitlines()[0]
+        raise AtelierError(f"The blocks could not be compiled ({cause}). Set compile to off.") from error
     session.optimizer.zero_grad(set_to_none=True)
     _give_back(session.device)
     if session.step_down():

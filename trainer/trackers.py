@@ -31,7 +31,7 @@ class Tracker(Protocol):
 def scalars(record: dict[str, Any]) -> dict[str, float]:
     """A record's numbers by name, each noise level's validation as its own."""
     found = {k: record[k] for k in NAMES if record.get(k) is not None}
-    found |= {f"validation/level {i}": v for i, v in enumerate(record.get("levels") or ())}
+    found |= {f"validation/level_{i}": v for i, v in enumerate(record.get("levels") or ())}
     return {k: v for k, v in found.items() if math.isfinite(v)}
 
 

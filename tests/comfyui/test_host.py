@@ -183,3 +183,66 @@ def test_names_cannot_lead_out_of_the_folders(name):
     for place in (host.lora_file, host.run_folder, host.picture_folder):
         with pytest.raises(AtelierError):
             place(name)
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "lokr", "loha"])
+@pytest.mark.parametrize("layout", ["kohya", "comfy"])
+def test_every_kind_of_adapter_is_what_comfyui_makes_of_its_file(kind, layout, caplog):
+    import comfy.sd
+
+    from flux_atelier.nodes import host
+
+    given, model = batch(), float32_model()
+    rules = "double_blocks.0.img_attn.qkv: rank=6 alpha=3\nsingle_blocks.0.*: rank=0"
+    chosen = AdapterOptions(rank=4, alpha=6.0, adapter_type=kind, layer_rules=rules)
+    rng = torch.Generator().manual_seed(0)
+    with torch.inference_mode(), host.training(model) as view:
+        for parameter in adapter.inject(view, chosen, 0):
+            parameter.data += torch.randn(parameter.shape, generator=rng) * 0.05
+        with torch.no_grad():
+            ours = view(*(t.clone() for t in given))
+        state = to_layout(Lora(adapter.layers(view), "kohya"), layout, torch.float16)
+    with torch.inference_mode():
+        patched = comfy.sd.load_lora_for_models(model, None, state, 1.0, 0)[0]
+        theirs = comfy_velocity(patched, *given)
+        plain = comfy_velocity(model, *given)
+    assert "not loaded" not in caplog.text
+    assert (ours - plain).norm() / plain.norm() > 0.01
+    assert (ours - theirs).norm() / theirs.norm() <= 1e-3
+
+
+def test_kontext_is_computed_as_comfyui_and_diffusers_do():
+    from diffusers import FluxPipeline
+    from tiny import diffusers_twin
+
+    from flux_atelier.nodes import host
+
+    latent, sigma, text, pooled, guidance = batch(1)
+    reference = torch.randn(1, 16, 6, 8, generator=torch.Generator().manual_seed(5))
+    model = float32_model()
+    import comfy.model_management
+
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([model])
+        inner = model.model.diffusion_model
+        theirs = inner(
+            latent.clone(), sigma, context=text.clone(), y=pooled, guidance=guidance, ref_latents=[reference.clone()]
+        )
+    with host.training(model) as view, torch.no_grad():
+        ours = view(latent, sigma, text, pooled, guidance, reference=reference)
+    assert (ours - theirs).abs().max() <= 1e-5
+    twin = diffusers_twin(models.load_tree(models.nano().transformer).float())
+    packed, ids = [], []
+    for index, picture in enumerate((latent, reference)):
+        b, c, h, w = picture.shape
+        packed.append(FluxPipeline._pack_latents(picture, b, c, h, w))
+        place = FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32)
+        place[:, 0] = index
+        ids.append(place)
+    with torch.no_grad():
+        out = twin(
+            hidden_states=torch.cat(packed, 1), encoder_hidden_states=text, pooled_projections=pooled, timestep=sigma,
+            guidance=guidance, img_ids=torch.cat(ids), txt_ids=torch.zeros(text.shape[1], 3), return_dict=False,
+        )[0][:, : packed[0].shape[1]]  # fmt: skip
+    h, w = latent.shape[-2:]
+    assert (FluxPipeline._unpack_latents(out, h * 8, w * 8, 8) - ours).abs().max() <= 1e-5

@@ -6,7 +6,7 @@ from PIL import Image
 
 from flux_atelier.core.dataset.folder import load_folder
 from flux_atelier.core.errors import AtelierError
-from flux_atelier.trainer.cache import Cache, encode
+from flux_atelier.trainer.cache import Cache, encode, encode_regularisation
 from flux_atelier.trainer.config import DataOptions
 
 
@@ -106,3 +106,73 @@ def test_text_states_that_are_not_finite_are_told(folder, tmp_path):
     encoder.encode_text = lambda text: (torch.full((4, 8), float("nan")), torch.zeros(3))
     with pytest.raises(AtelierError, match="non-finite values for ''"):
         list(encode(load_folder(folder), encoder, DataOptions(resolution=64), Cache(tmp_path / "cache")))
+
+
+def test_shuffled_captions_keep_their_start_and_are_the_same_every_time(folder, tmp_path):
+    for i in range(6):
+        (folder / f"{i}.txt").write_text("ohwx, red hat, blue coat, green shoes")
+    _, encoder = run(folder, Cache(tmp_path / "a"), shuffled_captions=4, kept_tags=2)
+    _, again = run(folder, Cache(tmp_path / "b"), shuffled_captions=4, kept_tags=2)
+    assert encoder.texts == again.texts
+    assert len(set(encoder.texts) - {""}) == 2  # two parts are left to change places
+    assert all(t.startswith("ohwx, red hat, ") for t in encoder.texts if t)
+
+
+def test_each_line_may_be_a_caption_of_its_own(folder, tmp_path):
+    (folder / "0.txt").write_text("a cat\n\n a sleeping cat ")
+    samples, encoder = run(folder, Cache(tmp_path / "cache"), caption_lines=True, trigger="ohwx")
+    assert len(samples[0].texts) == 2
+    assert "ohwx, a sleeping cat" in encoder.texts
+
+
+def test_captions_without_the_trigger_are_encoded_ahead(folder, tmp_path):
+    (folder / "0.txt").write_text("OHWX on a sofa")
+    cache, encoder = Cache(tmp_path / "cache"), CountingEncoder()
+    chosen = DataOptions(resolution=64, trigger="ohwx", class_word="dog")
+    items = list(encode(load_folder(folder), encoder, chosen, cache, prior=True))
+    assert "dog on a sofa" in encoder.texts
+    assert all(len(i.sample.priors) == len(i.sample.texts) for i in items)
+    assert cache.get(items[0].sample.priors[0])[1][0] == len("dog on a sofa")
+
+
+def test_masks_and_controls_lie_beside_their_picture_and_are_none_themselves(folder, tmp_path):
+    half = Image.new("L", (64, 64), 0)
+    half.paste(255, (0, 0, 32, 64))
+    half.save(folder / "0.mask.png")
+    Image.new("RGB", (96, 64), (255, 0, 0)).save(folder / "1-masklabel.png")
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(folder / "2.control.png")
+    assert len(load_folder(folder).rows) == 6
+    cache = Cache(tmp_path / "cache")
+    samples, encoder = run(folder, cache, mask="file")
+    assert encoder.pictures == 7
+    mask = cache.get(samples[0].mask)[0]
+    assert mask.shape == (8, 8)
+    assert mask[:, :4].min() == 1
+    assert mask[:, 4:].max() == 0
+    assert samples[1].mask
+    assert samples[2].mask == ""
+    assert cache.get(samples[2].control)[0][0].mean() > 0.9
+    changed = load_folder(folder).fingerprint
+    half.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "0.mask.png")
+    assert load_folder(folder).fingerprint != changed
+
+
+def test_the_alpha_channel_may_be_the_mask(folder, tmp_path):
+    picture = Image.new("RGBA", (64, 64), (10, 20, 30, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 64, 16))
+    picture.save(folder / "0.png")
+    cache = Cache(tmp_path / "cache")
+    samples, _ = run(folder, cache, mask="alpha")
+    assert cache.get(samples[0].mask)[0][:2].max() == 0
+    assert cache.get(samples[0].mask)[0][2:].min() == 1
+    assert cache.get(samples[1].mask)[0].min() == 1
+
+
+def test_a_regularisation_set_has_no_trigger_and_takes_the_class_word(folder, tmp_path):
+    (folder / "0.txt").unlink()
+    encoder = CountingEncoder()
+    chosen = DataOptions(resolution=64, trigger="ohwx", class_word="dog")
+    items = list(encode_regularisation(load_folder(folder), encoder, chosen, Cache(tmp_path / "cache")))
+    assert {i.sample.split for i in items} == {"regularisation"}
+    assert "dog" in encoder.texts
+    assert not any("ohwx" in t for t in encoder.texts)

@@ -78,7 +78,10 @@ class Job:
 
     def run(self) -> tuple[Lora, Run]:
         """Train, or go on; raises AtelierError for what does not fit, before anything is encoded where possible."""
+        from ..trainer.session import check_options
+
         shape = host.flux_shape(self.sources.model)
+        check_options(self.options, shape)
         begin, assistant = self.sources.lora("start_from"), self.sources.lora("training_adapter")
         fingerprints, folder = self.sources.fingerprints, host.run_folder(self.name)
         with torch.inference_mode(False):

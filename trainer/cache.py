@@ -155,6 +155,10 @@ def encode(
         raise AtelierError(
             f"None of the {len(dataset.rows)} pictures of {dataset.root} is kept. Loosen the curation or add pictures."
         )
+    if options.mask == "file" and not any(row.mask for row in rows):
+        raise AtelierError(
+            "mask is file, but there are no name.mask.png files beside the pictures. Add them, or set mask to none."
+        )
     plan, buckets = caption_plan(options), buckets_of(options)
     put_text("", encoder, cache)
     for done, row in enumerate(rows, 1):

@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the lines are ours
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "transformers", "diffusers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

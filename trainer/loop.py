@@ -62,6 +62,8 @@ def train(session: Session) -> Iterator[Step]:
             began = time.perf_counter()
             rate = rates(session.step) * session.guard.rate_factor
             outcome = _first_step(session, mixture, rate) if first else optimizer_step(session, mixture, rate)
+            if first:
+                session.report_peak()
             first = False
             if outcome.objection and not session.guard.in_a_row:
                 session.save()  # the last good state, to roll back to

@@ -56,9 +56,7 @@ def make_optimizer(groups: list[dict], options: OptimizerOptions) -> torch.optim
     Raises AtelierError for a package that is missing, an argument it does not know, or a rate that makes no sense.
     """
     source = SOURCES[options.optimizer_type]
-    _refuse_misfits(source, groups, options)
-    kind = _load(source, options.optimizer_type)
-    given = read_arguments(options.optimizer_arguments, kind, options.optimizer_type)
+    kind, given = check(options, len(groups))
     rated = [g | {"lr": options.learning_rate * g["rate"]} for g in groups]
     try:
         made = kind(rated, lr=options.learning_rate, weight_decay=options.weight_decay, **{**source.fixed, **given})
@@ -71,7 +69,20 @@ def make_optimizer(groups: list[dict], options: OptimizerOptions) -> torch.optim
     return made
 
 
-def _refuse_misfits(source: Source, groups: list[dict], options: OptimizerOptions) -> None:
+def check(options: OptimizerOptions, rates: int) -> tuple[type, dict[str, Any]]:
+    """Look at everything about an optimiser that can be wrong before there is anything to optimise.
+
+    rates  number of different rates among the layers
+    ->     its class, and the arguments given for it
+    Raises AtelierError as make_optimizer does.
+    """
+    source, name = SOURCES[options.optimizer_type], options.optimizer_type
+    _refuse_misfits(source, rates, options)
+    kind = _load(source, name)
+    return kind, read_arguments(options.optimizer_arguments, kind, name)
+
+
+def _refuse_misfits(source: Source, rates: int, options: OptimizerOptions) -> None:
     name = options.optimizer_type
     if source.finds_rate and options.learning_rate < 0.01:
         raise AtelierError(
@@ -80,7 +91,7 @@ def _refuse_misfits(source: Source, groups: list[dict], options: OptimizerOption
         )
     if not source.finds_rate and options.learning_rate > 0.1:
         raise AtelierError(f"learning_rate is {options.learning_rate}, which {name} cannot train with. Try 0.0001.")
-    if source.finds_rate and len(groups) > 1:
+    if source.finds_rate and rates > 1:
         raise AtelierError(f"{name} finds one rate for all layers. Leave rate= out of layer_rules, or choose adamw.")
     if source.averages and options.schedule != "constant":
         raise AtelierError(

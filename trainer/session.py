@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.errors import AtelierError
 from ..core.files import read_tensors, write_tensors
+from ..core.flux.layout import FluxShape
 from ..core.lora.factors import Factors
 from ..core.lora.formats import Lora
 from ..core.lora.kinds import Layer, plain
@@ -18,6 +19,7 @@ from .averages import Average
 from .cache import Cache, Sample
 from .config import TrainOptions
 from .flux.forward import plan_checkpoints
+from .flux.tree import FluxTree
 from .flux.view import TrainView
 from .guard import Guard
 from .memory import Setting, cheaper, computes_in_half, fixed_setting
@@ -75,6 +77,7 @@ class Session:
     first_state: State | None = None  # where to roll back to before anything is saved
     notes: list[str] = field(default_factory=list)  # told since the last step
     checkpointed: frozenset[str] = frozenset()
+    bytes_before: int = 0  # on the device before the adapter came: the model's
     check: Callable[[], None] = _go_on  # raises when the person cancels; asked before every forward pass
 
     @classmethod
@@ -90,6 +93,7 @@ class Session:
         """
         refuse_misfits(samples, options)
         chosen = targets.choose(tree, options.adapter)
+        before = device_bytes(tree.img_in.weight.device)
         parameters = adapter.inject(tree, options.adapter, options.seed)
         tree.assist(extras.assistant or {})
         optimizer = optimizers.make_optimizer(adapter.groups(tree, chosen), options.optimizer)
@@ -101,7 +105,7 @@ class Session:
             tree, parameters, optimizer, training, cache, options, run, device, empty_text,
             setting=extras.setting or fixed_setting(options), guard=Guard(options.skip_limit, options.rollbacks),
             scaler=torch.amp.GradScaler(device.type, init_scale=2.0**12, enabled=options.precision == "float16"),
-            world=extras.world, assistant=extras.assistant or {}, average=Average(parameters, options.ema_decay) if options.ema_decay else None,
+            bytes_before=before, world=extras.world, assistant=extras.assistant or {}, average=Average(parameters, options.ema_decay) if options.ema_decay else None,
         )  # fmt: skip
         session.checkpointed = plan_checkpoints(tree.shape.double, tree.shape.single, session.setting.share)
         extras.world.share(options.data.accumulation)
@@ -223,6 +227,17 @@ class Session:
         if self.world.first:
             self.run.add_note(self.step, text)
 
+    def report_peak(self) -> None:
+        """Say what the device really needed beside the model, beside what was expected; nothing on the CPU."""
+        if self.device.type != "cuda" or not self.world.first:
+            return
+        peak = (torch.cuda.max_memory_allocated(self.device) - self.bytes_before) / 2**30
+        expected = self.setting.device_bytes / 2**30
+        text = f"measured: {peak:.2f} GiB beside the model, expected {expected:.2f}"
+        log.info(text)
+        with open(self.run.plan_file, "a", encoding="utf-8") as opened:
+            opened.write(text + "\n")
+
     def step_down(self) -> bool:
         """Take the next setting that needs less memory; False if there is none."""
         lower = cheaper(self.setting)
@@ -231,6 +246,25 @@ class Session:
         self.setting = lower
         self.checkpointed = plan_checkpoints(self.tree.shape.double, self.tree.shape.single, lower.share)
         return True
+
+
+def check_options(options: TrainOptions, shape: FluxShape) -> None:
+    """Look at everything in the options that can be wrong before pictures are encoded or a model is opened.
+
+    Raises AtelierError for what does not fit.
+    """
+    with torch.device("meta"):
+        chosen = targets.choose(FluxTree(shape), options.adapter)
+    optimizers.check(options.optimizer, len({t.rate for t in chosen}))
+    optimizers.learning_rates(options)
+
+
+def device_bytes(device: torch.device) -> int:
+    """Bytes that torch holds on a CUDA device, its peak counted anew from here; 0 on others."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
 
 
 def refuse_misfits(samples: list[Sample], options: TrainOptions) -> None:

@@ -64,8 +64,16 @@ def state_folders(folder: Path) -> list[Path]:
 
 
 def newest_state(folder: Path) -> State | None:
-    """Read the newest whole state, or None where there is none; a damaged one is named and passed over."""
+    """Read the newest whole state, or None where there is none; a damaged one is named and passed over.
+
+    Raises AtelierError for states of version 0.1.
+    """
     for path in state_folders(folder):
+        if (path / "lora.safetensors").is_file():
+            raise AtelierError(
+                f"{folder.parent} was started with version 0.1 of this pack, whose states have another form. "
+                "Give the run another name to start anew, from its LoRA if you like."
+            )
         try:
             return read_state(path)
         except AtelierError as error:

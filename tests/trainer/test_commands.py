@@ -115,6 +115,32 @@ def test_a_config_file_is_what_a_run_writes(place, capsys):
     ) == config.read_text()
 
 
+def test_a_plan_is_told_and_nothing_is_trained(place, capsys):
+    said = run(capsys, "train", place / "pictures", "--run", place / "runs" / "planned", "--plan", "--rank", 8)
+    assert "lora on" in said
+    assert "per step" in said
+    assert ">" in said
+    assert not (place / "runs" / "planned").exists()
+
+
+def test_settings_averages_and_a_fresh_start_from_a_lora(place, capsys):
+    folder = place / "runs" / "more"
+    run(
+        capsys, "train", place / "pictures", "--run", folder, "--trigger", "ohwx", *FAST, "--steps", 4, "--save-every", 2,
+        "--optimizer-type", "adafactor", "--adapter-type", "rslora", "--weights", "fp8",
+    )  # fmt: skip
+    toml = run(capsys, "settings", folder / "more.safetensors")
+    assert 'optimizer_type = "adafactor"' in toml
+    (place / "again.toml").write_text(toml)
+    assert "the mean of 2 states" in run(capsys, "average", folder, place / "mean.safetensors", "--last", 2)
+    said = run(
+        capsys, "train", place / "pictures", "--run", place / "runs" / "from", "--config", place / "again.toml",
+        "--steps", 1, "--start-from", place / "mean.safetensors", "--regularisation", place / "pictures",
+        "--class-word", "picture",
+    )  # fmt: skip
+    assert "step 1/1" in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -123,6 +149,9 @@ def test_a_config_file_is_what_a_run_writes(place, capsys):
         (["inspect", "nowhere.safetensors"], "There is no file"),
         (["merge", "a.safetensors=much", "--out", "x"], "no number"),
         (["train", "pictures", "--rank", "0"], "rank is 0"),
+        (["train", "pictures", "--optimizer-type", "prodigy"], "Set learning_rate to 1"),
+        (["train", "pictures", "--layer-rules", "nothing: rank=2"], "matches no layer"),
+        (["train", "pictures", "--mask", "file", "--trigger", "x"], "no name.mask.png"),
         (["train", "pictures", "--resolution", "100"], "multiple of 16"),
         (["train", "pictures", "--model", "flux1-dev.safetensors"], "Give --parts"),
         (["compare", "a.safetensors", "--prompt", "x", "--size", "big"], "width x height"),

@@ -231,3 +231,10 @@ def test_cancel_is_noticed_inside_validation(tmp_path):
         for _ in train(session):
             session.check = stop
     assert newest_state(session.run.checkpoints).step == 1
+
+
+def test_a_run_of_the_first_version_is_not_started_from_zero(whole):
+    for folder in state_folders(whole.run.checkpoints):
+        (folder / "adapter.safetensors").rename(folder / "lora.safetensors")
+    with pytest.raises(AtelierError, match=r"started with version 0\.1"):
+        session_in(whole.run.folder.parent, options())

@@ -24,7 +24,7 @@ from ..packed import Weights
 from ..preview import sample_grid
 from ..report import run_curves
 from ..run import Run, open_run
-from ..session import Extras, Session
+from ..session import Extras, Session, check_options
 from ..world import join, leave, local_device
 from .dataset import open_dataset
 
@@ -145,6 +145,7 @@ def train_folder(given: Given) -> Iterator[str]:
     the state and the LoRA.
     """
     options, device, cache = given.options, given.device, given.cache
+    check_options(options, shape_in(given.files.transformer))
     world = join(device)
     if not world.first:
         world.wait()  # the first process encodes for all

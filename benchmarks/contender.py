@@ -8,115 +8,25 @@ ours            nodes.host.training and the pack's own loop on the MODEL that Co
 core            ComfyUI's TrainLoraNode as it comes: defaults but for rank and steps; it is called, not copied
 plain           diffusers' FluxTransformer2DModel with peft, trained as diffusers' example script for Flux does: bf16
                 LoRA beside bf16 weights under autocast, its default targets, torch's AdamW as it comes, and the
-                caption encoded by T5 and CLIP every step. Latents are cached for it, which they are not by default.
+                caption encoded by T5 and CLIP every step, padded as it pads. Latents are cached for it, which they are
+                not by default.
+short           the same with no more text than the others
 The suffixes say what differs: -kept keeps every activation (no gradient checkpointing), -bypass is core's bypass_mode.
 """
 
 import argparse
 import contextlib
-import ctypes
-import gc
-import json
 import os
-import re
 import sys
-import time
 from pathlib import Path
 
 import torch
 
-from . import flux_mid
+from . import flux_mid, plain
 from .__main__ import load_package
+from .measures import Turns, flops, kept_for_backward
 
-NAMES = ("ours-kept", "ours", "core", "core-bypass", "plain-kept", "plain")
-
-
-class Turns:
-    """The conversation with the benchmark, one JSON line each way, and the clock of one step."""
-
-    def __init__(self):
-        self._out = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # whatever else prints, prints to standard error
-        self.rest = 0.0  # CPU seconds of this step that are counted apart
-        self.base = self.peak = 0.0
-
-    def say(self, **facts) -> None:
-        self._out.write(json.dumps(facts) + "\n")
-        self._out.flush()
-
-    def ready(self) -> None:
-        """The model is loaded: from here on memory counts, and steps do."""
-        with torch.inference_mode(False):
-            wake_libraries()
-        self.base = settle()
-        self.say(ready=True)
-        self._go()
-
-    def step_done(self, last: bool) -> None:
-        self.say(seconds=time.process_time() - self._began, apart=self.rest)
-        self.rest = 0.0
-        self.peak = peak_memory() - self.base
-        if not last:
-            self._go()
-
-    def _go(self) -> None:
-        sys.stdin.readline()
-        self._began = time.process_time()
-
-
-def wake_libraries() -> None:
-    """Train a crumb, so that the code of the kernels is in memory before memory counts; it is mapped from files."""
-    x = torch.randn(1, 2, 64, 128)
-    layers = torch.nn.Linear(128, 128), torch.nn.Linear(128, 128).to(torch.bfloat16)
-    for fused in (False, True):
-        optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters()], fused=fused)
-        with torch.autocast("cpu", torch.bfloat16):
-            y = torch.nn.functional.layer_norm(layers[1](layers[0](x)), (128,))
-            y = torch.nn.functional.scaled_dot_product_attention(y, y, torch.nn.functional.gelu(y, approximate="tanh"))
-        y.float().square().mean().backward()
-        optimizer.step()
-
-
-def settle() -> float:
-    """Give freed memory back to the system, forget the peak so far, and return megabytes resident now."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_memory()
-
-
-def peak_memory() -> float:
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) / 1e3
-
-
-def flops(*works) -> list[float]:
-    """GFLOP of each piece of work, matrix products and attention counted."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counts = []
-    for work in works:
-        with FlopCounterMode(display=False) as counter:
-            work()
-        counts.append(counter.get_total_flops() / 1e9)
-    return counts
-
-
-def kept_for_backward(work, model: torch.nn.Module) -> float:
-    """Megabytes that autograd keeps after a forward pass, the model's own weights and views of them left out."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    sizes: dict[int, int] = {}
-
-    def keep(tensor):
-        if tensor.untyped_storage().data_ptr() not in own:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        alive = work()  # noqa: F841 - the graph holds what is counted
-    return sum(sizes.values()) / 1e6
-
-
-# --- ours --------------------------------------------------------------------------------------------------------------
+NAMES = ("ours-kept", "ours", "core", "core-bypass", "plain-kept", "plain", "short-kept", "short")
 
 
 def ours(folder: Path, steps: int, turns: Turns, kept: bool) -> dict:
@@ -284,97 +194,6 @@ def judge_lora(base, lora: dict | None, data: dict) -> float:
 # --- diffusers and peft --------------------------------------------------------------------------------------------------
 
 
-def plain(folder: Path, steps: int, turns: Turns, kept: bool) -> dict:
-    data = flux_mid.read(folder)
-    twin = load_twin(folder)
-    t5, clip = flux_mid.text_encoders()
-    turns.ready()
-    parameters = add_lora(twin)
-    optimizer = torch.optim.AdamW(parameters, flux_mid.LEARNING_RATE, weight_decay=1e-4)
-    twin.train()
-    if not kept:
-        twin.enable_gradient_checkpointing()
-    rng = torch.Generator().manual_seed(0)
-    order = [i for _ in range(steps) for i in torch.randperm(flux_mid.PICTURES, generator=rng).tolist()]
-
-    def one_step(i: int) -> None:
-        began = time.process_time()
-        with torch.no_grad():
-            states, pooled = flux_mid.encode(t5, clip, data["t5_ids"][i : i + 1], data["clip_ids"][i : i + 1])
-        turns.rest = time.process_time() - began
-        latent = data["scaled"][i : i + 1].to(torch.bfloat16)
-        noise = torch.randn(latent.shape, generator=rng).to(latent)
-        sigma = torch.rand(1, generator=rng).to(latent)
-        noised = (1 - sigma) * latent + sigma * noise
-        with torch.autocast("cpu", torch.bfloat16):
-            velocity = twin_velocity(twin, noised, sigma, states, pooled)
-        loss = (velocity.float() - (noise - latent).float()).square().mean()
-        loss.item()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    for step in range(steps):
-        one_step(order[step])
-        turns.step_done(step == steps - 1)
-    facts = {"trained": sum(p.numel() for p in parameters)}
-    facts["flops"] = flops(lambda: one_step(0))
-    with torch.autocast("cpu", torch.bfloat16):
-        given = (data[k][:1] for k in ("scaled", "states", "pooled"))
-        latent, states, pooled = (t.to(torch.bfloat16) for t in given)
-        facts["kept"] = kept_for_backward(
-            lambda: twin_velocity(twin, latent, torch.tensor([0.5]), states, pooled), twin
-        )
-    twin.float().eval()
-    twin.disable_gradient_checkpointing()
-    facts["loss"] = flux_mid.velocity_error(lambda *given: twin_velocity(twin, *given), data)
-    twin.disable_adapters()
-    facts["before"] = flux_mid.velocity_error(lambda *given: twin_velocity(twin, *given), data)
-    return facts
-
-
-def load_twin(folder: Path):
-    """The same weights as a diffusers model in bf16."""
-    from diffusers import FluxTransformer2DModel
-    from safetensors.torch import load_file
-
-    from flux_atelier.core.flux.layout import diffusers_config, to_diffusers
-
-    with torch.device("meta"):
-        twin = FluxTransformer2DModel(**diffusers_config(flux_mid.shape()))
-    state = {k: v.clone() for k, v in to_diffusers(load_file(folder / flux_mid.MODEL)).items()}
-    twin.load_state_dict(state, assign=True)
-    return twin.requires_grad_(False)
-
-
-def add_lora(twin) -> list[torch.nn.Parameter]:
-    """The example script's LoRA: its default targets, alpha as large as the rank, in the weights' own bf16."""
-    from peft import LoraConfig
-
-    attention = [f"attn.{name}" for name in ("to_k", "to_q", "to_v", "to_out.0")]
-    attention += [f"attn.{name}" for name in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")]
-    feed_forward = ["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"]
-    rank = flux_mid.RANK
-    twin.add_adapter(
-        LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=attention + feed_forward)
-    )
-    return [p for p in twin.parameters() if p.requires_grad]
-
-
-def twin_velocity(twin, noised, sigma, states, pooled):
-    from diffusers import FluxPipeline
-
-    b, c, h, w = noised.shape
-    out = twin(
-        hidden_states=FluxPipeline._pack_latents(noised, b, c, h, w), encoder_hidden_states=states,
-        pooled_projections=pooled, timestep=sigma, guidance=torch.ones(b),
-        img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, noised.device, noised.dtype),
-        txt_ids=torch.zeros(states.shape[1], 3, dtype=noised.dtype), return_dict=False,
-    )[0]  # fmt: skip
-    return FluxPipeline._unpack_latents(out, 8 * h, 8 * w, 8)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=NAMES)
@@ -384,10 +203,10 @@ def main() -> None:
     torch.set_num_threads(1)
     turns = Turns()
     kind, _, suffix = given.name.partition("-")
-    if kind != "plain" and comfyui():
+    if kind in ("ours", "core") and comfyui():
         enter_comfyui()
     load_package()
-    contender = {"ours": ours, "core": core, "plain": plain}[kind]
+    contender = {"ours": ours, "core": core, "plain": plain.plain, "short": plain.short}[kind]
     facts = contender(given.folder, given.steps, turns, suffix in ("kept", "bypass"))
     turns.say(**facts, peak=turns.peak)
 

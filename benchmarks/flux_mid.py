@@ -1,8 +1,9 @@
 """The model and data of the trainer's benchmark: a random Flux.1 of 145 M parameters in bf16, and four captioned pictures.
 
-8 heads of 128, 2 double and 4 single blocks, 144 image and 64 text tokens, batch 1. The text encoders are random too.
-T5 is sized by its share: T5-XXL at 512 tokens costs 4.8 TFLOP where Flux.1 dev at 512 x 512 pixels costs 21.5 for one
-forward pass, 22 %; the T5 here is 22 % of this model's forward pass. CLIP-L is 0.06 % there and hardly anything here.
+8 heads of 128, 2 double and 4 single blocks, batch 1; 144 image and 36 text tokens, one to four as in ComfyUI at 512 x 512
+pixels, which pads T5 to 256. diffusers' script pads to 512: 72 here. The text encoders are random too. T5 is sized by
+its share: T5-XXL at 512 tokens costs 4.8 TFLOP where Flux.1 dev at 512 x 512 pixels costs 21.5 for one forward pass,
+22 %; the T5 at 72 tokens here is 22 % of this model's forward pass. CLIP-L is 0.06 % there and hardly anything here.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 SHAPE = {"hidden": 1024, "double": 2, "single": 4, "channels": 64, "context": 512, "pooled": 64, "mlp": 4096}
-IMAGE, TEXT, PICTURES = (24, 24), 64, 4
+IMAGE, TEXT, SCRIPT_TEXT, PICTURES = (24, 24), 36, 72, 4
 SHIFT, SCALE = 0.1159, 0.3611  # Flux's VAE: what a transformer sees is (latent - SHIFT) * SCALE
 RANK, LEARNING_RATE, LEVELS = 16, 5e-4, 4
 MODEL, DATA, TEXT_ENCODERS = "model.safetensors", "data.safetensors", "text"
@@ -38,7 +39,7 @@ def write(folder: Path) -> None:
     latents = torch.nn.functional.interpolate(latents, size=IMAGE, mode="bilinear")  # smooth, as pictures are
     data = {"latents": latents / SCALE + SHIFT, **token_ids(rng)}
     with torch.no_grad():
-        data["states"], data["pooled"] = encode(t5.float(), clip.float(), data["t5_ids"], data["clip_ids"])
+        data["states"], data["pooled"] = encode(t5.float(), clip.float(), data["t5_ids"][:, :TEXT], data["clip_ids"])
     save_file({k: v.contiguous() for k, v in data.items()}, folder / DATA)
 
 
@@ -52,7 +53,7 @@ def read(folder: Path) -> dict[str, Tensor]:
 def token_ids(rng: torch.Generator) -> dict[str, Tensor]:
     """Captions as token ids, padded; tokenizing itself costs next to nothing."""
     return {
-        "t5_ids": torch.randint(3, 256, (PICTURES, TEXT), generator=rng),
+        "t5_ids": torch.randint(3, 256, (PICTURES, SCRIPT_TEXT), generator=rng),
         "clip_ids": torch.cat(
             [torch.randint(3, 250, (PICTURES, 76), generator=rng), torch.full((PICTURES, 1), 255)], 1
         ),
@@ -67,7 +68,7 @@ def text_encoders():
     width = SHAPE["context"]
     t5 = T5EncoderModel(
         T5Config(
-            vocab_size=256, d_model=width, d_kv=64, d_ff=832, num_layers=24, num_heads=8,
+            vocab_size=256, d_model=width, d_kv=64, d_ff=768, num_layers=23, num_heads=8,
             feed_forward_proj="gated-gelu", is_encoder_decoder=False,
         )
     )  # fmt: skip

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .errors import AtelierError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, flush it to the disk and give it its name.
@@ -23,22 +25,46 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     Raises what `write` raises, AtelierError if the disk is full; then nothing stays behind.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write(part)
-        with open(part, "rb+") as opened:
-            os.fsync(opened.fileno())
-        os.replace(part, path)
+        with told_if_full(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(part)
+            with open(part, "rb+") as opened:
+                os.fsync(opened.fileno())
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def told_if_full(path: Path):
+    """Raise AtelierError where the disk or a quota has no room for what a block writes to `path`."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) != errno.ENOSPC and "os error 28" not in str(error):
+        known = getattr(error, "errno", None) in FULL or any(f"os error {number})" in str(error) for number in FULL)
+        if not known:
             raise
         raise AtelierError(
             f"{path} could not be written, because the disk is full. Make room there; what was there before is untouched."
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a process that was killed while writing a file has left beside it."""
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        left.unlink(missing_ok=True)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append a line to a file, on a line of its own even where the last one was cut short."""
+    with told_if_full(path), open(path, "ab+") as opened:
+        end = opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, end - 1))
+        cut = opened.read(1) not in (b"", b"\n")
+        opened.write(("\n" * cut + text + "\n").encode())
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ..core.dataset.record import Dataset
-from ..core.files import digest_of, digest_tensors, write_text
+from ..core.files import digest_of, digest_tensors, remove_unfinished, write_text
+from ..core.images import save_picture
 from ..core.lora.formats import Lora, parse_lora, write_lora
 from ..trainer.cache import Cache, Sample, encode, encode_regularisation, put_text, sample_prompts
 from ..trainer.config import DataOptions, TrainOptions
@@ -89,6 +90,7 @@ class Job:
             empty, _ = put_text("", self.encoder, self.cache)
             prompts = sample_prompts(self.options, self.sources.dataset, self.encoder, self.cache)
             run = open_run(folder, self.name, self.options, *fingerprints)
+            remove_unfinished(self.target)
             free, weights = host.make_room(self.sources.model)
             plan = plan_run(shape, weights, samples, self.options, host.training_device(), free)
             write_text(run.plan_file, plan.page)
@@ -145,8 +147,12 @@ class Job:
             progress.tell(facts | {"phase": "done", "step": self.options.steps, "time": time.time()}, now=True)
 
     def _keep(self, lora: Lora, run: Run) -> None:
+        from ..trainer.report import run_curves
+
         write_lora(run.lora_file, lora)
         write_lora(self.target, lora)
+        if run.metrics():
+            save_picture(run.folder / "curves.png", run_curves(run))
 
     def _picture(self, session, prompts, required: int, asked: bool) -> dict[str, str]:
         """Draw samples where they are due or asked for, from the same noise every time; names the file."""

@@ -58,16 +58,18 @@ def train(session: Session) -> Iterator[Step]:
     log = Log(session)
     try:
         first = True
+        log.catch_up()
         while session.step < options.steps:
             began = time.perf_counter()
             rate = rates(session.step) * session.guard.rate_factor
-            outcome = _first_step(session, mixture, rate) if first else optimizer_step(session, mixture, rate)
+            outcome = _fitting_step(session, mixture, rate)
             if first:
                 session.report_peak()
             first = False
             if outcome.objection and not session.guard.in_a_row:
                 session.save()  # the last good state, to roll back to
             session.step += 1
+            session.torn = False
             back = bool(outcome.objection) and _stepped_back(session, outcome)
             if back:
                 log.reopen()
@@ -80,35 +82,29 @@ def train(session: Session) -> Iterator[Step]:
         session.save()
 
 
-def _first_step(session: Session, mixture: batches.Mixture, rate: float) -> Outcome:
-    """The step that shows whether memory suffices: where it does not, once again with a setting that needs less.
+def _fitting_step(session: Session, mixture: batches.Mixture, rate: float) -> Outcome:
+    """One step; where memory does not suffice for it, once again with settings that need less.
 
-    Raises AtelierError if that does not fit either.
+    Raises AtelierError if none fits, or memory ran out where the weights were moving already.
     """
-    needed = None
-    try:
-        return optimizer_step(session, mixture, rate)
-    except torch.OutOfMemoryError as error:
-        needed = str(error).split(".")[0]  # the exception holds every tensor of the failed step alive
-    except RuntimeError as error:
-        if not session.options.compile or not type(error).__module__.startswith("torch._"):
-            raise
-        cause = str(error).strip().splitlines()[0]
-        raise AtelierError(f"The blocks could not be compiled ({cause}). Set compile to off.") from error
-    session.optimizer.zero_grad(set_to_none=True)
-    _give_back(session.device)
-    if session.step_down():
-        session.note(f"out of memory, so from now on {session.setting.describe()}")
+    while True:
         try:
             return optimizer_step(session, mixture, rate)
         except torch.OutOfMemoryError as error:
-            needed = str(error).split(".")[0]
+            needed = str(error).split(".")[0]  # the exception holds every tensor of the failed step alive
+        except RuntimeError as error:
+            if not session.options.compile or not type(error).__module__.startswith("torch._"):
+                raise
+            cause = str(error).strip().splitlines()[0]
+            raise AtelierError(f"The blocks could not be compiled ({cause}). Set compile to off.") from error
         session.optimizer.zero_grad(set_to_none=True)
         _give_back(session.device)
-    raise AtelierError(
-        f"The device has too little memory for this training ({needed}). "
-        "Lower the resolution, the batch size or the rank, or load the model in fp8."
-    )
+        if session.torn or not session.step_down():
+            raise AtelierError(
+                f"The device has too little memory for this training ({needed}). "
+                "Lower the resolution, the batch size or the rank, or load the model in fp8."
+            )
+        session.note(f"out of memory, so from now on {session.setting.describe()}")
 
 
 def _give_back(device: torch.device) -> None:
@@ -165,32 +161,50 @@ class Log:
     def reopen(self) -> None:
         """Cut off what lies beyond the step that the run rolled back to."""
         if self.metrics:
-            self.metrics.close()
             self.metrics = Metrics(self.session.run, self.session.step)
 
     def step(self, outcome: Outcome, rate: float, began: float, written: bool) -> Step:
         """Measure what is due after a step, and write all of it down where it is to be."""
-        session, options = self.session, self.session.options
+        session = self.session
         validation = levels = None
-        due = options.validate_every and (session.step % options.validate_every == 0 or session.step == options.steps)
-        if session.validation and due and written:
-            validation, levels = session.judge()
-        memory = None
-        if session.device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(session.device)
-        notes, session.notes = session.notes, []
-        step = Step(
-            session.step, options.steps, outcome.loss, rate, outcome.grad_norm, time.perf_counter() - began, validation,
-            levels, memory, True if outcome.objection else None, "; ".join(notes) or None,
-        )  # fmt: skip
-        if self.metrics and written:
-            record = {k: v for k, v in vars(step).items() if v is not None and k not in ("total", "note")}
-            self.metrics.add(record)
-            if self.tracker:
-                self.tracker.add(record)
+        try:
+            if self._due() and written:
+                validation, levels = session.judge()
+        finally:  # a validation that is cancelled is measured when the run goes on
+            memory = None
+            if session.device.type == "cuda":
+                memory = torch.cuda.max_memory_allocated(session.device)
+            notes, session.notes = session.notes, []
+            step = Step(
+                session.step, session.options.steps, outcome.loss, rate, outcome.grad_norm,
+                time.perf_counter() - began, validation, levels, memory, True if outcome.objection else None,
+                "; ".join(notes) or None,
+            )  # fmt: skip
+            if written:
+                self._write(step)
         if validation is not None:
             self._watch()
         return step
+
+    def _due(self) -> bool:
+        step, every = self.session.step, self.session.options.validate_every
+        return bool(self.session.validation and every and (step % every == 0 or step == self.session.options.steps))
+
+    def _write(self, step: Step) -> None:
+        record = {k: v for k, v in vars(step).items() if v is not None and k not in ("total", "note")}
+        if self.metrics:
+            self.metrics.add(record)
+        if self.tracker:
+            self.tracker.add(record)
+
+    def catch_up(self) -> None:
+        """Measure what a cancel kept from being measured at the step that the run goes on from."""
+        last = (self.session.run.metrics() or [{}])[-1]
+        if self.metrics and self._due() and last.get("step") == self.session.step and "validation" not in last:
+            validation, levels = self.session.judge()
+            self.metrics.amend({"validation": validation, "levels": levels})
+            self.session.save(again=True)  # with the best so far
+            self._watch()
 
     def _watch(self) -> None:
         """Tell once when the run learns its pictures by heart."""
@@ -204,7 +218,5 @@ class Log:
             self.session.note(text)
 
     def close(self) -> None:
-        if self.metrics:
-            self.metrics.close()
         if self.tracker:
             self.tracker.close()

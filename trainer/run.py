@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import AtelierError
-from ..core.files import write_json, write_text
+from ..core.files import append_line, read_tensors, write_json, write_text
 from ..core.options import parse, read_toml, to_toml
 from .config import TrainOptions
-from .state import state_folders
+from .state import mend, state_folders
 
 # What a later session may change without training something else than the first one did.
 MAY_CHANGE = frozenset(
@@ -52,8 +52,7 @@ class Run:
 
     def add_note(self, step: int, text: str) -> None:
         """Write down something that happened at a step."""
-        with open(self.notes_file, "a", encoding="utf-8") as opened:
-            opened.write(json.dumps({"step": step, "note": text}) + "\n")
+        append_line(self.notes_file, json.dumps({"step": step, "note": text}))
 
     def notes(self) -> list[dict]:
         """What happened, in order: `step` and `note`."""
@@ -79,6 +78,11 @@ class Run:
         file = self.folder / "run.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
+    def best(self) -> tuple[float, int] | None:
+        """The lowest validation loss and its step, as the file of those weights says."""
+        said = read_tensors(self.best_file)[1] if self.best_file.is_file() else {}
+        return (float(said["loss"]), int(said["step"])) if "loss" in said else None
+
     def metrics(self) -> list[dict]:
         """The run's metrics, one record a step; a last line cut short is left out."""
         return _lines(self.metrics_file)
@@ -100,6 +104,9 @@ def open_run(folder: Path, name: str, options: TrainOptions, dataset: str, model
     Raises AtelierError if the folder holds a run with other settings, pictures or another model.
     """
     run = Run(Path(folder), name)
+    mend(run.checkpoints)
+    for left in (*run.folder.glob(".*.part"), *run.checkpoints.glob(".*.part"), *run.samples.glob(".*.part")):
+        left.unlink(missing_ok=True)  # of a killed process
     facts = {"dataset": dataset, "model": model, "begin": begin}
     if run.config_file.is_file() and state_folders(run.checkpoints):
         _refuse_changes(run, options, facts, run.facts() or facts)
@@ -152,12 +159,16 @@ class Metrics:
 
     def __init__(self, run: Run, from_step: int):
         kept = [r for r in run.metrics() if r["step"] <= from_step]
-        write_text(run.metrics_file, "".join(json.dumps(r) + "\n" for r in kept))
-        self._file = open(run.metrics_file, "a", encoding="utf-8")  # noqa: SIM115 - open for the run's length
+        self.run = run
+        self._write(kept)
 
     def add(self, record: dict) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        append_line(self.run.metrics_file, json.dumps(record))
 
-    def close(self) -> None:
-        self._file.close()
+    def amend(self, more: dict) -> None:
+        """Add to the last record."""
+        *before, last = self.run.metrics()
+        self._write([*before, last | more])
+
+    def _write(self, records: list[dict]) -> None:
+        write_text(self.run.metrics_file, "".join(json.dumps(r) + "\n" for r in records))

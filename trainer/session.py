@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import AtelierError
-from ..core.files import read_tensors, write_tensors
+from ..core.files import append_line, read_tensors, write_tensors
 from ..core.flux.layout import FluxShape
 from ..core.lora.factors import Factors
 from ..core.lora.formats import Lora
@@ -73,6 +73,7 @@ class Session:
     validation: Validation | None = None
     step: int = 0
     saved_step: int = -1
+    torn: bool = False  # the weights may be a step ahead of its number
     best: tuple[float, int] | None = None  # lowest validation loss and its step
     first_state: State | None = None  # where to roll back to before anything is saved
     notes: list[str] = field(default_factory=list)  # told since the last step
@@ -143,7 +144,7 @@ class Session:
         self.guard.restore(saved.facts.get("guard", {}))
         if self.scaler.is_enabled() and saved.facts.get("scaler"):
             self.scaler.load_state_dict(saved.facts["scaler"])
-        self.best = tuple(saved.facts["best"]) if saved.facts.get("best") else None
+        self.best = self.run.best() or (tuple(saved.facts["best"]) if saved.facts.get("best") else None)
         self.step = self.saved_step = saved.step
 
     def save(self, again: bool = False) -> None:
@@ -152,6 +153,8 @@ class Session:
         again  also where this step is saved, because more than the step has changed
         """
         if not self.world.first or not self.step or (self.step == self.saved_step and not again):
+            return
+        if self.torn or self.guard.in_a_row:  # the state before is the one to go on from, or to roll back to
             return
         names = list(adapter.state(self.tree))
         tensors, rest = optimizers.pack(self.optimizer)
@@ -217,7 +220,9 @@ class Session:
             if self.best is None or loss < self.best[0]:
                 self.best = (loss, self.step)
                 if self.world.first:
-                    write_tensors(self.run.best_file, adapter.state(self.tree), {"step": str(self.step)})
+                    write_tensors(
+                        self.run.best_file, adapter.state(self.tree), {"step": str(self.step), "loss": repr(loss)}
+                    )
         return loss, levels
 
     def note(self, text: str) -> None:
@@ -235,8 +240,7 @@ class Session:
         expected = self.setting.device_bytes / 2**30
         text = f"measured: {peak:.2f} GiB beside the model, expected {expected:.2f}"
         log.info(text)
-        with open(self.run.plan_file, "a", encoding="utf-8") as opened:
-            opened.write(text + "\n")
+        append_line(self.run.plan_file, text)
 
     def step_down(self) -> bool:
         """Take the next setting that needs less memory; False if there is none."""

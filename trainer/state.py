@@ -36,8 +36,7 @@ def save_state(folder: Path, state: State, keep: int) -> Path:
     """Write a state below `folder` and remove all but the `keep` newest."""
     final = folder / f"step-{state.step:07d}"
     part = folder / f".step-{state.step:07d}.{os.getpid()}"
-    for old in folder.glob(".step-*"):  # what a killed process left behind
-        shutil.rmtree(old, ignore_errors=True)
+    mend(folder)
     try:
         for name in PARTS:
             if getattr(state, name):
@@ -47,15 +46,25 @@ def save_state(folder: Path, state: State, keep: int) -> Path:
             final.rename(folder / f".{final.name}.old")
         part.rename(final)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(folder / f".{final.name}.old", ignore_errors=True)
+        mend(folder)
     # A state beyond this one is what a damaged newest left behind, or what a roll-back undid.
     states = state_folders(folder)
     kept = [p for p in states if p.name <= final.name][:keep]
     for old in states:
         if old not in kept:
-            shutil.rmtree(old, ignore_errors=True)
+            gone = old.rename(folder / f".{old.name}.gone")  # a state is there whole or not at all
+            shutil.rmtree(gone, ignore_errors=True)
     return final
+
+
+def mend(folder: Path) -> None:
+    """Put back a state that another was to replace and did not, and remove what a killed process left unfinished."""
+    for aside in folder.glob(".step-*.old"):
+        final = folder / aside.name[1 : -len(".old")]
+        if not final.exists():
+            aside.rename(final)
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def state_folders(folder: Path) -> list[Path]:

@@ -35,6 +35,7 @@ def optimizer_step(session: Session, mixture: batches.Mixture, rate: float) -> O
     limit = session.options.optimizer.max_grad_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(session.parameters, limit)
     loss, size = torch.stack([total, norm.to(total)]).tolist()  # the step's one wait for the device
+    session.torn = True  # until the loop has counted the step
     objection = _objection(session, loss, size)
     if objection is None:
         optimizers.set_rate(session.optimizer, rate)
@@ -44,6 +45,7 @@ def optimizer_step(session: Session, mixture: batches.Mixture, rate: float) -> O
     if session.scaler.is_enabled():
         session.scaler.update()
     session.optimizer.zero_grad(set_to_none=True)
+    session.torn = objection is None
     return Outcome(loss, size, objection)
 
 

@@ -235,3 +235,93 @@ def test_identity_is_of_the_weights_and_patches_not_of_what_is_loaded(nano):
         memory.load_models_gpu([strong])
         assert host.fingerprint(model) == own
         assert (host.fingerprint(strong), host.fingerprint(weak)) == marks
+
+
+def test_a_training_leaves_nothing_behind_and_the_model_as_it_was(nano, dataset):
+    import gc
+
+    from flux_atelier.nodes import host
+    from flux_atelier.trainer.flux.view import TrainView
+    from flux_atelier.trainer.session import Session
+
+    model, clip, _ = nano
+    latent = torch.zeros(1, 16, 8, 8)
+
+    def drawn():
+        with torch.inference_mode():
+            return host.sample(model, host.condition(clip, "a red circle", 3.5), latent, 1, 3)
+
+    before = drawn()
+    train(nano, dataset, "leaves-nothing")
+    gc.collect()
+    assert not [o for o in gc.get_objects() if type(o) in (TrainView, Session)]
+    assert torch.equal(drawn(), before)
+
+
+def test_wishes_stop_keep_and_sample(nano, dataset, folders):
+    from flux_atelier.nodes import panel
+
+    original, asked = panel.Wishes.take, iter([[], ["sample", "save"], ["stop"]])
+    panel.Wishes.take = lambda self: next(asked)
+    try:
+        _, loss, trained, _ = train(nano, dataset, "wished", steps=9, sample_every=0).args
+    finally:
+        panel.Wishes.take = original
+    assert len(loss["loss"]) == 3
+    assert sorted(p.name for p in trained.samples.glob("step-*")) == ["step-000002.png"]
+    assert (folders / "output" / "loras" / "wished.safetensors").is_file()
+    assert (trained.folder / "curves.png").is_file()
+    assert "beside the model" in trained.plan_file.read_text().splitlines()[0]
+
+
+def test_a_training_goes_on_from_a_lora_with_an_adapter_and_regularisation(nano, dataset):
+    from flux_atelier.nodes import training
+
+    model, clip, vae = nano
+    first = train(nano, dataset, "four").args[0]
+    given = dict(
+        model=model, clip=clip, vae=vae, dataset=dataset, name="onwards", steps=3, learning_rate=1e-3, rank=4, alpha=4.0,
+        resolution=64, batch_size=2, trigger="", seed=0, sample_every=0, options={"validate_every": 0},
+    )  # fmt: skip
+    out = run(
+        training.TrainLora, **given, regularisation=dataset, start_from=first, training_adapter=first
+    ).args  # fmt: skip
+    assert len(out[1]["loss"]) == 3
+    with pytest.raises(AtelierError, match="another LoRA to go on from"):
+        run(training.TrainLora, **given, regularisation=dataset, start_from=first)
+
+
+def test_the_plan_names_the_choice(nano):
+    from flux_atelier.nodes import training
+
+    text = run(training.TrainingPlan, model=nano[0], steps=10, rank=4, alpha=4.0, resolution=64, batch_size=1).args[0]
+    assert "lora on" in text
+    assert ">" in text
+
+
+def test_settings_come_back_as_inputs(nano, dataset, folders):
+    import folder_paths
+
+    from flux_atelier.nodes import runs
+
+    train(nano, dataset, "four")
+    folder_paths.add_model_folder_path("loras", str(folders / "output" / "loras"))
+    options, *values = run(runs.LoadTrainingSettings, lora_name="four.safetensors").args
+    assert dict(zip(runs.SHOWN, values, strict=True))["rank"] == 4
+    assert options["validate_every"] == 2
+    assert "steps" not in options
+
+
+def test_states_are_averaged(nano, dataset, folders):
+    from flux_atelier.nodes import runs, training
+
+    model, clip, vae = nano
+    trained = run(
+        training.TrainLora, model=model, clip=clip, vae=vae, dataset=dataset, name="several", steps=4, learning_rate=1e-3,
+        rank=4, alpha=4.0, resolution=64, batch_size=2, trigger="", seed=0, sample_every=0,
+        options={"validate_every": 0, "save_every": 1, "keep_states": 3},
+    ).args[2]  # fmt: skip
+    lora, name = run(runs.AverageStates, run=trained, last=3, name="mean").args
+    assert name == "mean.safetensors"
+    assert (folders / "output" / "loras" / "mean.safetensors").is_file()
+    assert all(key.startswith("lora_unet_") for key in lora)

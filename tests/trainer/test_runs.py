@@ -204,11 +204,26 @@ def test_activations_that_wait_in_ram_change_nothing(tmp_path):
     assert torch.equal(weights(plain), weights(waiting))
 
 
-def test_half_precision_trains_and_its_scaler_goes_through_the_state(tmp_path):
-    session = session_in(tmp_path, options(precision="bfloat16"))
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains_and_its_scaler_goes_through_the_state(precision, tmp_path):
+    session = session_in(tmp_path, options(precision=precision, steps=4))
     steps = list(train(session))
     assert all(math.isfinite(s.loss) for s in steps)
     assert all(p.dtype == torch.float32 for p in session.parameters)
+    assert session.scaler.is_enabled() == (precision == "float16")
+    again = session_in(tmp_path, options(precision=precision, steps=6))
+    assert again.scaler.state_dict() == session.scaler.state_dict()
+    assert len(list(train(again))) == 2
+
+
+def test_a_float16_overflow_is_the_scalers_to_mend(tmp_path):
+    session = session_in(tmp_path, options(precision="float16", steps=3))
+    session.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    steps = list(train(session))
+    assert steps[0].skipped
+    assert "overflowed" in steps[0].note
+    assert session.scaler.get_scale() < 2.0**40
+    assert session.guard.skipped == 0
 
 
 @pytest.mark.parametrize("kind", ["rslora", "dora", "lokr", "loha"])

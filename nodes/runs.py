@@ -35,6 +35,11 @@ class LoadTrainingSettings(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, lora_name):
+        facts = host.lora_path(lora_name).stat()
+        return facts.st_mtime_ns, facts.st_size
+
+    @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
         from ..trainer.export import settings_of
 

@@ -28,7 +28,7 @@ class TrainingOptions(io.ComfyNode):
             display_name="Training Options",
             category=CATEGORY,
             description="Everything about a training that Train LoRA does not show. Leave it out for the defaults.",
-            inputs=inputs_of(TrainOptions, REST),
+            inputs=inputs_of(TrainOptions, REST, optional=True),
             outputs=[types.Config.Output(display_name="options")],
         )
 

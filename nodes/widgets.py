@@ -9,15 +9,18 @@ from pydantic.fields import FieldInfo
 from ..core.options import Options, leaves
 
 
-def inputs_of(kind: type[Options], names: Iterable[str] | None = None) -> list:
-    """Inputs for an option model's fields, or for those named, in that order."""
+def inputs_of(kind: type[Options], names: Iterable[str] | None = None, optional: bool = False) -> list:
+    """Inputs for an option model's fields, or for those named, in that order.
+
+    optional  an input that a saved prompt lacks has its default, so that prompts outlive options that are added
+    """
     fields = leaves(kind)
-    return [widget(name, fields[name]) for name in names or fields]
+    return [widget(name, fields[name], optional) for name in names or fields]
 
 
-def widget(name: str, field: FieldInfo):
+def widget(name: str, field: FieldInfo, optional: bool = False):
     """One field as a ComfyUI input."""
-    common: dict[str, Any] = {"default": field.default, "tooltip": field.description}
+    common: dict[str, Any] = {"default": field.default, "tooltip": field.description, "optional": optional}
     if get_origin(field.annotation) is Literal:
         return io.Combo.Input(name, options=list(get_args(field.annotation)), **common)
     if field.annotation is bool:
@@ -28,13 +31,12 @@ def widget(name: str, field: FieldInfo):
         kept = "fixed" if name == "seed" else None
         return io.Int.Input(name, min=low, max=high, step=step, control_after_generate=kept, **common)
     if field.annotation is float:
-        low, high = limit(field, "ge"), limit(field, "le")
-        above = limit(field, "gt")
-        step = float_step(field.default)
-        return io.Float.Input(
-            name, min=step if low is None and above is not None else low, max=high, step=step, **common
-        )
-    return io.String.Input(name, multiline=name.endswith("prompt"), **common)
+        low, high, above, below = (limit(field, which) for which in ("ge", "le", "gt", "lt"))
+        # What must stay below 1 is wanted close to it: 0.9999.
+        step = 1e-4 if below == 1 else float_step(field.default)
+        low = step if low is None and above is not None else low
+        return io.Float.Input(name, min=low, max=below - step if below is not None else high, step=step, **common)
+    return io.String.Input(name, multiline=name.endswith(("prompt", "rules")), **common)
 
 
 def limit(field: FieldInfo, which: str):
@@ -45,6 +47,6 @@ def limit(field: FieldInfo, which: str):
 def float_step(default: float) -> float:
     """A step that suits a value's size: a hundredth of its power of ten, one hundredth for zero and above one."""
     step = 0.01
-    while default and default < step * 10 and step > 1e-7:
+    while default and abs(default) < step * 10 and step > 1e-7:
         step /= 10
     return round(step, 8)

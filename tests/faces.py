@@ -16,6 +16,8 @@ def face(node) -> dict:
             details = rest[0] if rest else {}
             if isinstance(kind, list):  # a combo in the older form
                 kind, details = "COMBO", {**details, "options": kind}
+            if name == "lora_name":
+                details = {**details, "options": []}  # the files of the machine
             inputs[name] = {"type": kind, "need": need} | {k: details[k] for k in KEPT if k in details}
     return {
         "display_name": info["display_name"],

@@ -1,11 +1,13 @@
-// Registers the pack's browser side: the training panel under Train LoRA. The logic is in lib/, pure and tested.
+// Registers the pack's browser side: the training panel under Train LoRA, and what nodes say. The logic is in lib/, pure and tested.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { addEvent, catchUp, emptyCurve, fromRun } from "./lib/curve.mjs";
 import { isNameLinked, isPlainName, nodeAt, runName } from "./lib/graph.mjs";
 import { HEIGHT, STYLE } from "./lib/style.mjs";
+import { makeTold, toldHeight, wordsOf } from "./lib/told.mjs";
 import { makeView } from "./lib/view.mjs";
 
+const OURS = "FluxAtelier";
 const TRAIN = "FluxAtelierTrainLora";
 const EVENT = "flux_atelier.step";
 const MARGIN = 20; // pixels that the classic renderer keeps free around a DOM widget
@@ -104,6 +106,30 @@ function addPanel(node) {
   loadSoon(panel);
 }
 
+/** What a node says when it has run, under its widgets; ComfyUI itself shows such text for its own nodes only. */
+function addTold(node) {
+  let told = null;
+  const before = node.onExecuted;
+  node.onExecuted = function (output, ...rest) {
+    const result = before?.call(this, output, ...rest);
+    const words = wordsOf(output);
+    if (!words) return result;
+    if (!told) {
+      told = { element: makeTold(document), height: 0 };
+      const widget = node.addDOMWidget("told", "flux_atelier_told", told.element, {
+        serialize: false,
+        getMinHeight: () => told.height,
+      });
+      widget.serialize = false;
+    }
+    told.element.textContent = words;
+    told.height = toldHeight(words);
+    told.element.style.minHeight = `${told.height}px`;
+    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+    return result;
+  };
+}
+
 app.registerExtension({
   name: "FluxAtelier",
 
@@ -122,5 +148,6 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (node.comfyClass === TRAIN) addPanel(node);
+    else if (node.comfyClass?.startsWith(OURS)) addTold(node);
   },
 });

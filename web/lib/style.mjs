@@ -18,6 +18,9 @@ export const STYLE = `
   color: var(--input-text, var(--fg-color, #ddd)); font: 11px/1.35 system-ui, sans-serif; text-align: left;
   user-select: none; }
 .dark-theme .flux-atelier-panel { ${lines(COLORS.dark)} }
+.flux-atelier-told { box-sizing: border-box; width: 100%; height: 100%; margin: 0; padding: 7px; overflow: auto;
+  border-radius: 6px; background: var(--comfy-input-bg, #222); color: var(--input-text, var(--fg-color, #ddd));
+  font: 11px/16px ui-monospace, monospace; white-space: pre; text-align: left; user-select: text; }
 .flux-atelier-panel button { font: inherit; color: inherit; background: none; border: 1px solid transparent;
   border-radius: 4px; margin: 0; padding: 2px 7px; cursor: pointer; white-space: nowrap; }
 .flux-atelier-panel button:hover:enabled, .flux-atelier-panel a:hover img { border-color: currentColor; }

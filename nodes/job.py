@@ -11,7 +11,8 @@ import torch
 from ..core.dataset.record import Dataset
 from ..core.files import digest_of, digest_tensors, remove_unfinished, write_text
 from ..core.images import save_picture
-from ..core.lora.formats import Lora, parse_lora, write_lora
+from ..core.lora.formats import parse_lora, write_lora
+from ..core.lora.record import Lora
 from ..trainer.cache import Cache, Sample, encode, encode_regularisation, put_text, sample_prompts
 from ..trainer.config import DataOptions, TrainOptions
 from ..trainer.memory import Plan, plan_run

@@ -8,8 +8,9 @@ from ..core.errors import AtelierError
 from ..core.flux import layout
 from ..core.images import to_picture
 from ..core.lora.factors import Factors
-from ..core.lora.formats import Lora, to_layout
+from ..core.lora.formats import to_layout
 from ..core.lora.kinds import plain
+from ..core.lora.record import Lora
 from . import batches
 from .encoders import FileEncoder
 from .flux.view import TrainView, fitting_layer

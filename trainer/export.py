@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.errors import AtelierError
 from ..core.evaluation.grid import running_mean
-from ..core.lora.formats import Lora
+from ..core.lora.record import Lora
 from ..core.options import flat, parse
 from . import adapter
 from .config import TrainOptions

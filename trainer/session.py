@@ -12,8 +12,8 @@ from ..core.errors import AtelierError
 from ..core.files import append_line, read_tensors, write_tensors
 from ..core.flux.layout import FluxShape
 from ..core.lora.factors import Factors
-from ..core.lora.formats import Lora
 from ..core.lora.kinds import Layer, plain
+from ..core.lora.record import Lora
 from . import adapter, optimizers, targets
 from .averages import Average
 from .cache import Cache, Sample

@@ -2,8 +2,9 @@
 
 from ..core.errors import AtelierError
 from ..core.lora.factors import Factors
-from ..core.lora.formats import Lora, read_lora
+from ..core.lora.formats import read_lora
 from ..core.lora.merge import merge
+from ..core.lora.record import Lora
 from .run import Run
 from .state import State, read_state, state_folders
 

@@ -6,7 +6,7 @@ of a small core give it exactly.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..errors import AtelierError
 class Factors:
     """One layer's delta: up [out, R], down [R, in], alpha; delta = alpha / R * up @ down.
 
-    A DoRA has row norms besides, [out]: `magnitude` as the paper and peft have it, for |W + delta|; `dora_scale` as
+    A convolution's `in` is channels times the `kernel`'s size, flattened. A DoRA has row norms besides, [out]: `magnitude` as the paper and peft have it, for |W + delta|; `dora_scale` as
     ComfyUI reads it, for |W|. A file holds the one or the other; only with the base model do they follow from each other.
     """
 
@@ -27,6 +27,7 @@ class Factors:
     alpha: float
     magnitude: Tensor | None = None
     dora_scale: Tensor | None = None
+    kernel: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.up.dim() != 2 or self.down.dim() != 2 or self.up.shape[1] != self.down.shape[0]:
@@ -51,7 +52,7 @@ class Factors:
     def folded(self) -> "Factors":
         """The same delta in float32 with its scale in `up`, so that alpha equals the rank."""
         up = self.up.float() * self.scale
-        return Factors(up, self.down.float(), float(self.rank), self.magnitude, self.dora_scale)
+        return replace(self, up=up, down=self.down.float(), alpha=float(self.rank))
 
     def delta(self) -> Tensor:
         """The dense delta, [out, in] float32."""
@@ -71,7 +72,7 @@ def weighted_sum(parts: Sequence[tuple[float, Factors]]) -> Factors:
         raise AtelierError(f"The LoRAs change layers of {a} x {b} and {c} x {d}. Merge LoRAs of the same base model.")
     up = torch.cat([weight * p.scale * p.up.float() for weight, p in parts], 1)
     down = torch.cat([p.down.float() for _, p in parts], 0)
-    return Factors(up, down, float(down.shape[0]))
+    return Factors(up, down, float(down.shape[0]), kernel=parts[0][1].kernel)
 
 
 def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
@@ -90,7 +91,8 @@ def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
     total, kept = sigma.square().sum().item(), sigma[:rank].square().sum().item()
     root = sigma[:rank].sqrt()
     up, down = left[:, :rank] * root, root[:, None] * right[:rank]
-    return Factors(up.float(), down.float(), float(up.shape[1])), (kept / total if total else 1.0)
+    cut = Factors(up.float(), down.float(), float(up.shape[1]), kernel=factors.kernel)
+    return cut, (kept / total if total else 1.0)
 
 
 def singular_factors(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ tensors and the header's `lora_adapter_metadata` are each read by one side only.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -23,8 +23,8 @@ from ..files import read_tensors, write_tensors
 from ..flux.layout import FluxShape, Piece, pieces, swap_halves
 from .factors import Factors
 from .kinds import PARTS, Layer, layer_of, plain
+from .record import Layout, Lora
 
-Layout = Literal["kohya", "comfy", "diffusers"]
 DOWN = (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight")
 UP = (".lora_up.weight", ".lora_B.weight", ".lora_B.default.weight")
 ALPHA = ".alpha"
@@ -32,24 +32,6 @@ NORMS = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight
 BLOCK = re.compile(
     r"(?P<kind>double_blocks|single_blocks|transformer_blocks|single_transformer_blocks)[._](?P<n>\d+)[._]"
 )
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA in memory: a layer's factors by the original module name, with the header's metadata.
-
-    `unknown` lists keys that mean nothing here; they are told, never dropped in silence.
-    """
-
-    modules: dict[str, Layer]
-    layout: Layout
-    metadata: dict[str, str] = field(default_factory=dict)
-    unknown: tuple[str, ...] = ()
-
-    @property
-    def rank(self) -> int:
-        """The highest rank of any layer."""
-        return max(f.rank for f in self.modules.values())
 
 
 def read_lora(path: Path) -> Lora:
@@ -241,8 +223,8 @@ def _joined_norms(places: dict[int, Factors], count: int, name: str) -> Tensor |
 
 def _swapped(factors: Factors) -> Factors:
     """Factors of the last modulation with its halves exchanged."""
-    norms = [None if n is None else swap_halves(n) for n in (factors.magnitude, factors.dora_scale)]
-    return Factors(swap_halves(factors.up), factors.down, factors.alpha, *norms)
+    magnitude, dora_scale = (None if n is None else swap_halves(n) for n in (factors.magnitude, factors.dora_scale))
+    return replace(factors, up=swap_halves(factors.up), magnitude=magnitude, dora_scale=dora_scale)
 
 
 def to_layout(lora: Lora, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:

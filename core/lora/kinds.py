@@ -1,11 +1,13 @@
-"""The other ways to write a low-rank delta: Kronecker (LoKr) and Hadamard (LoHa) products of small factors.
+"""The other ways to write a layer's change: LoKr, LoHa, whole differences and rotations.
 
-Both are low rank themselves, so both become plain factors exactly; what works on factors works on them.
-Source: LyCORIS, arXiv:2309.14859.
+Kronecker (LoKr) and Hadamard (LoHa) products of small factors are low rank themselves, so both become plain factors
+exactly; what works on factors works on them. Rotations (OFT, BOFT) and DoRA change a weight by what it is:
+`delta_over` has their change over a given weight. Source: LyCORIS, arXiv:2309.14859.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ class Kron:
     w1: Tensor
     w2: tuple[Tensor, ...]
     scale: float
+    kernel: tuple[int, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -48,7 +51,8 @@ class Kron:
         rank = self.w1.shape[1] * self.rank
         refuse_wide(rank, "LoKr")
         up = self.scale * torch.kron(self.w1.float(), a.contiguous())
-        return Factors(up, torch.kron(torch.eye(self.w1.shape[1]), b.contiguous()), float(rank))
+        down = torch.kron(torch.eye(self.w1.shape[1]), b.contiguous())
+        return Factors(up, down, float(rank), kernel=self.kernel)
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Names and values as files have them; the scale goes into w1, so that no alpha is needed."""
@@ -63,6 +67,7 @@ class Hada:
     first: tuple[Tensor, Tensor]
     second: tuple[Tensor, Tensor]
     scale: float
+    kernel: tuple[int, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -78,7 +83,7 @@ class Hada:
         rank = self.rank * self.second[1].shape[0]
         refuse_wide(rank, "LoHa")
         up, down = hadamard_factors(*(t.float() for t in (*self.first, *self.second)))
-        return Factors(self.scale * up, down, float(rank))
+        return Factors(self.scale * up, down, float(rank), kernel=self.kernel)
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Names and values as files have them; the scale goes into w1_a, and alpha equals the rank."""
@@ -87,7 +92,77 @@ class Hada:
         return {name: part.to(dtype) for name, part in zip(names, parts, strict=True)}
 
 
-Layer = Factors | Kron | Hada
+@dataclass(frozen=True)
+class Dense:
+    """One layer's whole change, [out, in] (a convolution's `in` flattened)."""
+
+    value: Tensor
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        return min(self.value.shape)
+
+    def delta(self) -> Tensor:
+        """The dense delta, [out, in] float32."""
+        return self.value.float()
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Names and values as files have them."""
+        return {"diff": self.value.reshape(len(self.value), -1, *self.kernel).to(dtype)}
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """One layer's OFT, blocks [k, n, n], or BOFT, blocks [m, k, n, n]: the weight's rows rotated, block by block.
+
+    Q = blocks - blocks^T, kept within `constraint` in norm where that is above 0; R = (1 + Q)(1 - Q)^-1.
+    rescale  [out, 1] or None; the rows' factors after the rotation
+    Source: OFT arXiv:2306.07280, BOFT arXiv:2311.06243, in LyCORIS' form.
+    """
+
+    blocks: Tensor
+    constraint: float = 0.0
+    rescale: Tensor | None = None
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """Its blocks' size, which files have as the rank."""
+        return self.blocks.shape[-1]
+
+    def matrices(self) -> Tensor:
+        """The orthogonal matrices R, shaped as the blocks, float64."""
+        blocks = self.blocks.double()
+        skew = blocks - blocks.mT
+        norm = skew.norm().item()
+        if 0 < self.constraint < norm:
+            skew = skew * (self.constraint / norm)
+        one = torch.eye(blocks.shape[-1], dtype=torch.float64)
+        return (one + skew) @ torch.linalg.inv(one - skew)
+
+    def applied(self, weight: Tensor) -> Tensor:
+        """A weight [out, in] after the rotation, float64."""
+        turns, rows = self.matrices(), weight.double()
+        if turns.dim() == 3:
+            rows = (turns.mT @ rows.unflatten(0, turns.shape[:2])).flatten(0, 1)
+        else:
+            for level, turn in enumerate(turns):
+                step = 2**level * (turn.shape[-1] // 2)
+                shuffled = rows.unflatten(0, (-1, 2, step)).transpose(1, 2).flatten(0, 2)
+                turned = (turn @ shuffled.unflatten(0, turn.shape[:2])).flatten(0, 1)
+                rows = turned.unflatten(0, (-1, step, 2)).transpose(1, 2).flatten(0, 2)
+        return rows if self.rescale is None else rows * self.rescale.double().reshape(-1, 1)
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Names and values as files have them."""
+        parts = {"oft_blocks": self.blocks.to(dtype), "alpha": torch.tensor(self.constraint, dtype=torch.float32)}
+        if self.rescale is not None:
+            parts["rescale"] = self.rescale.reshape(-1, 1).to(dtype)
+        return parts
+
+
+Layer = Factors | Kron | Hada | Dense | Rotation
 
 
 def hadamard_factors(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,14 +177,47 @@ def refuse_wide(rank: int, kind: str) -> None:
 
 
 def plain(layer: Layer) -> Factors:
-    """Any layer as plain factors; raises AtelierError for a DoRA, whose change is no sum of its factors."""
+    """A layer as plain factors, exactly.
+
+    Raises AtelierError for a DoRA or a rotation, whose change depends on the base model, and for a whole difference.
+    """
+    kind = kind_of(layer)
+    if kind in ("DoRA", "OFT", "BOFT"):
+        raise AtelierError(
+            f"The LoRA is a {kind}, whose change depends on the base model. Extract a plain LoRA from it first."
+        )
+    if isinstance(layer, Dense):
+        raise AtelierError("The LoRA has whole differences in place of factors. Extract a plain LoRA from it first.")
+    return layer.factors() if isinstance(layer, Kron | Hada) else cast(Factors, layer)
+
+
+def kind_of(layer: Layer) -> str:
+    """What a layer is called: LoRA, DoRA, LoKr, LoHa, difference, OFT, BOFT."""
     if isinstance(layer, Factors):
-        if layer.normed:
-            raise AtelierError(
-                "The LoRA is a DoRA, whose change depends on the base model. Extract a plain LoRA from it first."
-            )
-        return layer
-    return layer.factors()
+        return "DoRA" if layer.normed else "LoRA"
+    if isinstance(layer, Rotation):
+        return "OFT" if layer.blocks.dim() == 3 else "BOFT"
+    return {Kron: "LoKr", Hada: "LoHa", Dense: "difference"}[type(layer)]
+
+
+def delta_over(layer: Layer, weight: Tensor) -> Tensor:
+    """What a layer of any kind adds to a weight, dense.
+
+    weight  [out, in] of the base model, a convolution's flattened; only a DoRA's and a rotation's change depends on it
+    ->      [out, in] float32
+    Source: DoRA arXiv:2402.09353; ComfyUI's reading of dora_scale.
+    """
+    if isinstance(layer, Rotation):
+        return (layer.applied(weight) - weight.double()).float()
+    delta = layer.delta()
+    if not isinstance(layer, Factors) or not layer.normed:
+        return delta
+    whole = weight.double() + delta.double()
+    if layer.magnitude is not None:
+        scale = layer.magnitude.double() / whole.norm(dim=1)
+    else:
+        scale = cast(Tensor, layer.dora_scale).double() / weight.double().norm(dim=1)
+    return (scale[:, None] * whole - weight.double()).float()
 
 
 def layer_of(parts: Mapping[str, Tensor], alpha: float | None, where: str) -> Kron | Hada:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..errors import AtelierError
 from .factors import truncate, weighted_sum
-from .formats import Lora
 from .kinds import plain
+from .record import Lora
 
 log = logging.getLogger("flux_atelier")
 NOT_LINEAR = ("lora_mid.weight", ".diff", ".diff_b", "lokr_t2", "hada_t1")

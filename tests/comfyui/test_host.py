@@ -7,7 +7,8 @@ import torch
 
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.lora.factors import Factors
-from flux_atelier.core.lora.formats import Lora, to_layout
+from flux_atelier.core.lora.formats import to_layout
+from flux_atelier.core.lora.record import Lora
 from flux_atelier.trainer import adapter, models
 from flux_atelier.trainer.config import AdapterOptions
 from flux_atelier.trainer.encoders import FileEncoder

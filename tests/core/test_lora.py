@@ -8,8 +8,9 @@ import torch
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.files import write_tensors
 from flux_atelier.core.lora.factors import Factors, singular_factors, truncate, weighted_sum
-from flux_atelier.core.lora.formats import Lora, module_name, parse_lora, read_lora, to_layout, write_lora
+from flux_atelier.core.lora.formats import module_name, parse_lora, read_lora, to_layout, write_lora
 from flux_atelier.core.lora.merge import merge
+from flux_atelier.core.lora.record import Lora
 
 
 def factors(out, width, rank, alpha, seed):

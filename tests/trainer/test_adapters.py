@@ -6,9 +6,10 @@ from tiny import SHAPE, diffusers_twin, diffusers_velocity, tiny_batch, tiny_tre
 
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.lora.factors import Factors
-from flux_atelier.core.lora.formats import Lora, parse_lora, to_layout
+from flux_atelier.core.lora.formats import parse_lora, to_layout
 from flux_atelier.core.lora.kinds import Hada, Kron, plain
 from flux_atelier.core.lora.merge import merge
+from flux_atelier.core.lora.record import Lora
 from flux_atelier.trainer import adapter, targets
 from flux_atelier.trainer.config import AdapterOptions
 from flux_atelier.trainer.draw import apply_lora

@@ -6,7 +6,8 @@ from tiny import SHAPE, tiny_batch, tiny_tree
 from training import options, samples_in, session_in
 
 from flux_atelier.core.lora.factors import Factors
-from flux_atelier.core.lora.formats import Lora, parse_lora, to_layout
+from flux_atelier.core.lora.formats import parse_lora, to_layout
+from flux_atelier.core.lora.record import Lora
 from flux_atelier.trainer import adapter, batches, objective
 from flux_atelier.trainer.cache import Cache
 from flux_atelier.trainer.config import AdapterOptions, ObjectiveOptions

@@ -11,7 +11,8 @@ import torch
 from ...core.dataset.record import Dataset
 from ...core.files import digest_of, digest_tensors, write_text
 from ...core.images import save_picture
-from ...core.lora.formats import Layout, Lora, read_lora, to_layout, write_lora
+from ...core.lora.formats import read_lora, to_layout, write_lora
+from ...core.lora.record import Layout, Lora
 from ...core.options import nest, parse, to_toml
 from ..cache import Cache, Sample, encode, encode_regularisation, put_text, sample_prompts
 from ..config import DataOptions, TrainOptions

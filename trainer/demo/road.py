@@ -22,8 +22,9 @@ from ...core.files import write_json
 from ...core.frames.interpolate import blend, flow_between, interpolate
 from ...core.frames.video import write_video
 from ...core.images import save_picture, to_picture, to_tensor
-from ...core.lora.formats import Lora, read_lora, write_lora
+from ...core.lora.formats import read_lora, write_lora
 from ...core.lora.merge import merge
+from ...core.lora.record import Lora
 from ...core.options import parse
 from ...core.style.color import transfer_color
 from ..cache import Cache

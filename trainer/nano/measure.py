@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...core.images import fit_to, to_tensor
-from ...core.lora.formats import Lora
+from ...core.lora.record import Lora
 from ..draw import Painter
 from ..encoders import FileEncoder
 from ..models import nano

@@ -1,6 +1,5 @@
 """Merging LoRAs: the weighted sum of their true deltas, kept whole or re-compressed to a rank."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +7,11 @@ from dataclasses import dataclass
 from ..errors import AtelierError
 from .factors import truncate, weighted_sum
 from .kinds import plain
+from .provenance import inherit
 from .record import Lora
 
 log = logging.getLogger("flux_atelier")
 NOT_LINEAR = ("lora_mid.weight", ".diff", ".diff_b", "lokr_t2", "hada_t1")
-KEPT_METADATA = ("modelspec.architecture", "ss_base_model_version")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,10 @@ def merge(loras: Sequence[tuple[str, float, Lora]], rank: int = 0) -> Merged:
         energy = ((summed.up.T @ summed.up).double() * (summed.down @ summed.down.T).double()).sum().item()
         modules[module], share = truncate(summed, rank) if rank else (summed, 1.0)
         kept, total = kept + share * energy, total + energy
-    return Merged(Lora(modules, "kohya", _metadata(loras, rank)), kept / total if total > 0 else 1.0)
+    recipe = {"merge": [{"name": name, "weight": weight} for name, weight, _ in loras], "rank": rank}
+    return Merged(
+        Lora(modules, "kohya", inherit([lora for _, _, lora in loras], recipe)), kept / total if total > 0 else 1.0
+    )
 
 
 def _refuse_unknown(name: str, lora: Lora) -> None:
@@ -54,16 +56,3 @@ def _refuse_unknown(name: str, lora: Lora) -> None:
         )
     if lora.unknown:
         log.warning("%s: %d tensors are left out, such as %s", name, len(lora.unknown), lora.unknown[0])
-
-
-def _metadata(loras: Sequence[tuple[str, float, Lora]], rank: int) -> dict[str, str]:
-    """What a merged file says of itself: its sources, and every source's trigger words."""
-    triggers = [lora.metadata.get("modelspec.trigger_phrase", "") for _, _, lora in loras]
-    merged = {"modelspec.trigger_phrase": ", ".join(dict.fromkeys(t for t in triggers if t))}
-    for key in KEPT_METADATA:
-        values = {lora.metadata[key] for _, _, lora in loras if key in lora.metadata}
-        if len(values) == 1:
-            merged[key] = values.pop()
-    recipe = {"merge": [{"name": name, "weight": weight} for name, weight, _ in loras], "rank": rank}
-    merged["flux_atelier.recipe"] = json.dumps(recipe)
-    return {k: v for k, v in merged.items() if v}

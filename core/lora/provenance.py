@@ -1,0 +1,70 @@
+"""What a LoRA file says of itself, and what of it a file made from it goes on saying."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from .record import Lora
+
+RECIPE = "flux_atelier.recipe"
+TRIGGER = "modelspec.trigger_phrase"
+TAGS = "ss_tag_frequency"
+# What all sources must agree on to be true of what is made of them.
+AGREED = ("modelspec.architecture", "modelspec.implementation", "ss_base_model_version")
+JOINED = ("ss_training_comment", "modelspec.author", "modelspec.license")
+
+
+def inherit(loras: Sequence[Lora], recipe: Mapping[str, object]) -> dict[str, str]:
+    """The header of a LoRA that is made of others.
+
+    loras   its sources; from one alone everything is kept, but hashes, which are its file's
+    recipe  what was done, as plain values: it is kept as JSON, with the recipes of the sources inside
+    """
+    alone = len(loras) == 1
+    kept = {k: v for k, v in loras[0].metadata.items() if not is_file_fact(k)} if alone else _common(loras)
+    triggers = [word for lora in loras for word in trigger_words(lora.metadata)]
+    tags = _tags(loras)
+    before = [json.loads(lora.metadata[RECIPE]) if RECIPE in lora.metadata else None for lora in loras]
+    told = {**recipe, "before": before} if any(before) else dict(recipe)
+    kept |= {
+        TRIGGER: ", ".join(dict.fromkeys(triggers)),
+        TAGS: json.dumps(tags) if tags else "",
+        RECIPE: json.dumps(told),
+    }
+    return {k: v for k, v in kept.items() if v}
+
+
+def is_file_fact(key: str) -> bool:
+    """Whether a header's entry is true of its own file alone."""
+    return "hash" in key or key in ("format", "lora_adapter_metadata", "modelspec.thumbnail")
+
+
+def _common(loras: Sequence[Lora]) -> dict[str, str]:
+    kept = {}
+    for key in AGREED:
+        values = {lora.metadata[key] for lora in loras if key in lora.metadata}
+        if len(values) == 1:
+            kept[key] = values.pop()
+    for key in JOINED:
+        kept[key] = "; ".join(dict.fromkeys(lora.metadata[key] for lora in loras if lora.metadata.get(key)))
+    return kept
+
+
+def trigger_words(metadata: Mapping[str, str]) -> list[str]:
+    """The trigger words that a header names, in its order."""
+    text = metadata.get(TRIGGER, "")
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _tags(loras: Sequence[Lora]) -> dict[str, dict[str, int]]:
+    """All sources' ss_tag_frequency in one: the counts of captions' tags by dataset."""
+    union: dict[str, dict[str, int]] = {}
+    for lora in loras:
+        try:
+            table = json.loads(lora.metadata.get(TAGS, "{}"))
+        except json.JSONDecodeError:
+            continue  # what another program wrote there is its own affair; the rest of the header still counts
+        for folder, tags in table.items() if isinstance(table, dict) else ():
+            counts = union.setdefault(folder, {})
+            for tag, number in tags.items():
+                counts[tag] = counts.get(tag, 0) + number
+    return union

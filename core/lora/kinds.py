@@ -5,7 +5,6 @@ exactly; what works on factors works on them. Rotations (OFT, BOFT) and DoRA cha
 `delta_over` has their change over a given weight. Source: LyCORIS, arXiv:2309.14859.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,10 +15,6 @@ from ..errors import AtelierError
 from .factors import Factors
 
 WIDEST = 2048  # rank up to which a delta is still worth writing as plain factors
-PARTS = (
-    "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
-    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,11 @@ class Kron:
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Names and values as files have them; the scale goes into w1, so that no alpha is needed."""
-        second = {"lokr_w2": self.w2[0]} if len(self.w2) == 1 else {"lokr_w2_a": self.w2[0], "lokr_w2_b": self.w2[1]}
+        if self.kernel:
+            whole = self.w2[0].float() @ self.w2[1].float() if len(self.w2) == 2 else self.w2[0]
+            second = {"lokr_w2": whole.reshape(len(whole), -1, *self.kernel)}
+        else:
+            second = dict(zip(("lokr_w2",) if len(self.w2) == 1 else ("lokr_w2_a", "lokr_w2_b"), self.w2, strict=True))
         return {"lokr_w1": (self.w1.float() * self.scale).to(dtype), **{k: v.to(dtype) for k, v in second.items()}}
 
 
@@ -218,21 +217,3 @@ def delta_over(layer: Layer, weight: Tensor) -> Tensor:
     else:
         scale = cast(Tensor, layer.dora_scale).double() / weight.double().norm(dim=1)
     return (scale[:, None] * whole - weight.double()).float()
-
-
-def layer_of(parts: Mapping[str, Tensor], alpha: float | None, where: str) -> Kron | Hada:
-    """A LoKr or LoHa layer from its tensors by name.
-
-    alpha  counts where a factor is decomposed, as in LyCORIS and ComfyUI; None for a scale of 1
-    Raises AtelierError if a part is missing.
-    """
-    try:
-        if "hada_w1_a" in parts:
-            first, second = (parts["hada_w1_a"], parts["hada_w1_b"]), (parts["hada_w2_a"], parts["hada_w2_b"])
-            return Hada(first, second, 1.0 if alpha is None else alpha / first[1].shape[0])
-        rank = next((parts[k].shape[0] for k in ("lokr_w2_b", "lokr_w1_b") if k in parts), None)
-        w1 = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"].float() @ parts["lokr_w1_b"].float()
-        w2 = (parts["lokr_w2"],) if "lokr_w2" in parts else (parts["lokr_w2_a"], parts["lokr_w2_b"])
-        return Kron(w1, w2, 1.0 if alpha is None or rank is None else alpha / rank)
-    except KeyError as missing:
-        raise AtelierError(f"{where} has no {missing.args[0]}. The file is damaged; save it again.") from None

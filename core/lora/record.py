@@ -8,7 +8,9 @@ from torch import Tensor
 
 from .kinds import Layer
 
-Layout = Literal["kohya", "comfy", "diffusers"]
+Layout = Literal[
+    "kohya", "comfy", "core", "diffusers", "diffusers_alpha", "onetrainer", "lycoris", "bare", "peft", "bfl", "xlabs"
+]  # fmt: skip
 Base = Literal["flux1", "flux2", "sdxl", "sd3"]
 
 

@@ -189,7 +189,8 @@ def test_alpha_in_pefts_header_counts(config, alpha):
         ("lora_transformer_transformer_blocks_2_ff_context_net_0_proj", "double_blocks.2.txt_mlp.0"),
         ("transformer.norm_out.linear", "final_layer.adaLN_modulation.1"),
         ("lora_unet_guidance_in_in_layer", "guidance_in.in_layer"),
-        ("lora_te1_text_model_encoder_layers_0_mlp_fc1", None),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1", "clip_l.text_model.encoder.layers.0.mlp.fc1"),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc9", None),
         ("transformer.transformer_blocks.0.attn.to_x", None),
     ],
 )
@@ -209,8 +210,8 @@ def test_unknown_keys_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"x": torch.zeros(1)}, "no Flux.1 LoRA layer"),
-        ({"lora_unet_img_in.lora_down.weight": torch.zeros(2, 64)}, "only one of the two factors"),
+        ({"x": torch.zeros(1)}, "no LoRA layer"),
+        ({"lora_unet_img_in.lora_down.weight": torch.zeros(2, 64)}, "only one of its two factors"),
         (
             {
                 "lora_unet_img_in.lora_down.weight": torch.zeros(2, 64),

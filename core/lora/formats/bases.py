@@ -25,6 +25,7 @@ SIGNS = (  # what other files' keys look like, the most telling first
 )
 NAMES: dict[Base, str] = {"flux1": "Flux.1", "flux2": "Flux.2", "sdxl": "SDXL", "sd3": "Stable Diffusion 3"}
 SD3_WIDTHS, FLUX2_WIDTHS = (1536, 2432), (4096, 6144)
+SECOND_CLIP = re.compile(r"(lora_te2_|text_encoder_2\.)text|text_encoders\.clip_g")  # which Flux has none of
 SPECIFICATION = re.compile(r"flux[-_. ]?2|klein", re.IGNORECASE)
 
 Parts = Mapping[str, Mapping[str, Tensor]]
@@ -35,6 +36,8 @@ def base_of(found: Parts, metadata: Mapping[str, str]) -> Base:
     known = {base: [m for m in found if module_name(m, base)] for base in BASES}
     most = max(len(v) for v in known.values())
     likely = [base for base in BASES if len(known[base]) == most]
+    if any(SECOND_CLIP.match(m) for m in found):
+        likely = [base for base in likely if base in ("sdxl", "sd3")] or likely
     if len(likely) == 1:
         return likely[0]
     told = " ".join(metadata.get(k, "") for k in ("modelspec.architecture", "ss_base_model_version"))

@@ -46,19 +46,18 @@ def _factored(layer: Layer) -> Factors:
     return layer if isinstance(layer, Factors) else plain(layer)
 
 
-def _rows(piece: Piece, parts: Mapping[Span, Tensor], name: str) -> tuple[int, dict[Span, int]]:
+def _rows(piece: Piece, parts: Mapping[Span, Tensor], name: str, hidden: int = 0) -> tuple[int, dict[Span, int]]:
     """The whole's rows, and each part's first one, from the parts' tensors [rows, ...].
 
-    Rows are told in units of the hidden size, which the parts of one unit show; the last may have its own size.
+    Rows are told in units of the hidden size, which the parts of one unit show where it is not given; the last may have
+    its own size.
     """
     units = piece.rows
     last = len(units) - 1
     plain_parts = [(s, t) for s, t in parts.items() if s[0] + s[1] - 1 < last or len(set(units)) == 1]
-    if plain_parts:
-        span, tensor = plain_parts[0]
-        hidden = len(tensor) // sum(units[span[0] : span[0] + span[1]])
-    else:
-        hidden = next(iter(parts.values())).shape[0] // units[last]
+    if not hidden:
+        (first, count), tensor = plain_parts[0] if plain_parts else next(iter(parts.items()))
+        hidden = len(tensor) // sum(units[first : first + count])
     sizes = [u * hidden for u in units]
     for (first, count), tensor in parts.items():
         if first + count - 1 == last and count == 1 and len(set(units)) > 1:
@@ -72,8 +71,8 @@ def _rows(piece: Piece, parts: Mapping[Span, Tensor], name: str) -> tuple[int, d
 
 
 def _join_factors(piece: Piece, parts: Mapping[Span, Factors], name: str) -> Factors:
-    rows, offsets = _rows(piece, {k: p.up for k, p in parts.items()}, name)
     first = next(iter(parts.values()))
+    rows, offsets = _rows(piece, {k: p.up for k, p in parts.items()}, name, first.down.shape[1])
     if any(p.down.shape[1] != first.down.shape[1] for p in parts.values()):
         raise AtelierError(f"{name} has parts of different widths. The file is damaged; save it again.")
     magnitude, dora_scale = (_joined_norms(parts, rows, which, name) for which in ("magnitude", "dora_scale"))

@@ -41,15 +41,15 @@ AB = (".lora_A.weight", ".lora_B.weight")
 UP_DOWN = (".lora_down.weight", ".lora_up.weight")
 SCHEMES: dict[Layout, Scheme] = {
     "kohya": Scheme("lora_unet_", "original", "_", *UP_DOWN, alpha=True),
-    "comfy": Scheme("diffusion_model.", "original", ".", *AB, alpha=True),
+    "comfy": Scheme("diffusion_model.", "original", ".", *AB, alpha=True, diffusers=False),
     "core": Scheme("diffusion_model.", "original", ".", *UP_DOWN, alpha=False),
     "diffusers": Scheme("transformer.", "diffusers", ".", *AB, alpha=False),
     "diffusers_alpha": Scheme("transformer.", "diffusers", ".", *AB, alpha=True),
-    "onetrainer": Scheme("lora_transformer_", "diffusers", "_", *UP_DOWN, alpha=True),
+    "onetrainer": Scheme("lora_transformer_", "diffusers", "_", *UP_DOWN, alpha=True, diffusers=False),
     "lycoris": Scheme("lycoris_", "diffusers", "_", *UP_DOWN, alpha=True, diffusers=False),
-    "bare": Scheme("", "diffusers", ".", *AB, alpha=False),
-    "peft": Scheme("base_model.model.", "diffusers", ".", *AB, alpha=False, comfy=False),
-    "bfl": Scheme("", "original", ".", *AB, alpha=False, comfy=False),
+    "bare": Scheme("", "diffusers", ".", *AB, alpha=False, diffusers=False),
+    "peft": Scheme("base_model.model.", "diffusers", ".", *AB, alpha=False, comfy=False, diffusers=False),
+    "bfl": Scheme("", "original", ".", *AB, alpha=False, comfy=False, diffusers=False),
     "xlabs": Scheme("", "original", ".", ".down.weight", ".up.weight", alpha=False, comfy=False),
 }
 # What each layout puts before the text encoders' names: CLIP-L, CLIP-G, T5.

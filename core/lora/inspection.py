@@ -1,0 +1,166 @@
+"""What a LoRA file is, layer by layer, and what ComfyUI and diffusers will make of it."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .factors import Factors
+from .formats.bases import NAMES
+from .formats.layouts import SCHEMES
+from .formats.names import is_text
+from .formats.reading import parse_lora
+from .kinds import Layer, kind_of
+from .provenance import trigger_words
+from .record import Lora
+
+SHOWN_KEYS = 8  # keys that are not understood, of which so many are named
+LONGEST = 160  # characters of a header's entry
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One layer as its file has it; scale is what its product is multiplied by."""
+
+    module: str
+    kind: str
+    out: int
+    width: int
+    rank: int
+    alpha: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A file's facts: its LoRA, the layers, and sentences on what loaders make of it."""
+
+    name: str
+    lora: Lora
+    layers: tuple[LayerFacts, ...]
+    precision: str
+    size: int
+    warnings: tuple[str, ...]
+    has_alpha: bool
+
+    @property
+    def right_in_comfyui(self) -> bool:
+        """Whether ComfyUI's own loader reads every layer, at the strength that is meant."""
+        return SCHEMES[self.lora.layout].comfy and (self.has_alpha or not header_scale(self.lora.metadata))
+
+    def text(self, every_layer: bool = False) -> str:
+        """All of it in lines; `every_layer` lists the layers one by one."""
+        lora = self.lora
+        kinds = Counter(layer.kind for layer in self.layers)
+        lines = [
+            f"{self.name}: {', '.join(f'{n} {k}' for k, n in kinds.items())} layers for {NAMES[lora.base]}",
+            f"layout {lora.layout}, {self.precision}, {self.size / 2**20:.1f} MiB",
+            f"rank {_spread([x.rank for x in self.layers])}, alpha {_spread([x.alpha for x in self.layers])}, "
+            f"scale {_spread([x.scale for x in self.layers])}",
+        ]
+        text = sum(is_text(x.module) for x in self.layers)
+        lines += [f"text encoders: {text} layers"] if text else []
+        lines += [f"biases and norms: {len(lora.vectors)}"] if lora.vectors else []
+        words = trigger_words(lora.metadata)
+        lines += [f"trigger words: {', '.join(words)}"] if words else []
+        lines += [f"! {warning}" for warning in self.warnings]
+        if lora.unknown:
+            rest = len(lora.unknown) - SHOWN_KEYS
+            more = f" and {rest} more" if rest > 0 else ""
+            lines.append(f"not understood: {', '.join(lora.unknown[:SHOWN_KEYS])}{more}")
+        if every_layer:
+            lines += [
+                f"{x.module}  {x.kind}  {x.out} x {x.width}  rank {x.rank}  alpha {x.alpha:g}" for x in self.layers
+            ]
+        return "\n".join([*lines, *header_lines(lora.metadata)])
+
+
+def header_lines(metadata: Mapping[str, str]) -> list[str]:
+    """A header's entries, the long ones cut."""
+    return [f"  {k}: {v if len(v) <= LONGEST else v[: LONGEST - 3] + '...'}" for k, v in sorted(metadata.items())]
+
+
+def inspect_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> Inspection:
+    """Look at a LoRA, layer by layer.
+
+    tensors, metadata, name  as parse_lora takes them
+    Raises AtelierError as parse_lora does, and for layers whose values are not finite.
+    """
+    lora = parse_lora(tensors, metadata, name)
+    layers = tuple(_facts(module, layer) for module, layer in lora.modules.items())
+    dtypes = Counter(str(t.dtype).removeprefix("torch.") for k, t in tensors.items() if not k.endswith(".alpha"))
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    precision = ", ".join(name for name, _ in dtypes.most_common())
+    has_alpha = any(k.endswith(".alpha") for k in tensors)
+    return Inspection(name, lora, layers, precision, size, tuple(warnings_of(lora, has_alpha)), has_alpha)
+
+
+def _facts(module: str, layer: Layer) -> LayerFacts:
+    kind = kind_of(layer)
+    if isinstance(layer, Factors):
+        return LayerFacts(module, kind, len(layer.up), layer.down.shape[1], layer.rank, layer.alpha, layer.scale)
+    scale = getattr(layer, "scale", 1.0)
+    out, width = _sizes(layer)
+    return LayerFacts(module, kind, out, width, layer.rank, scale * layer.rank, scale)
+
+
+def _sizes(layer: Layer) -> tuple[int, int]:
+    """Outputs and inputs of a layer; a rotation has no inputs of its own (0)."""
+    if kind_of(layer) in ("OFT", "BOFT"):
+        blocks = layer.blocks  # pyright: ignore[reportAttributeAccessIssue]
+        return blocks.shape[-3] * blocks.shape[-1], 0
+    return tuple(layer.delta().shape)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _spread(values: list) -> str:
+    """The values there are, or from the lowest to the highest."""
+    some = sorted(set(values))
+    if not some:
+        return "none"
+    return ", ".join(f"{v:g}" for v in some) if len(some) <= 3 else f"{some[0]:g} to {some[-1]:g}"
+
+
+def warnings_of(lora: Lora, has_alpha: bool) -> list[str]:
+    """Sentences on what ComfyUI and diffusers will not read as it is meant."""
+    scheme, told = SCHEMES[lora.layout], []
+    if not scheme.comfy:
+        told.append("ComfyUI loads none of this layout as it is. Convert it to kohya.")
+    if not scheme.diffusers:
+        told.append("diffusers does not read this layout. Convert it to kohya or diffusers.")
+    if scheme.comfy and scheme.names == "diffusers":
+        told.append(
+            "ComfyUI's bypass loader takes q, k and v for the whole projection here. Convert it to kohya for that."
+        )
+    header = header_scale(lora.metadata)
+    if header and not has_alpha:
+        told.append(
+            f"Its alpha is in the header alone, which ComfyUI does not read: there it acts {1 / header:.3g} times as strong. "
+            "Convert it to kohya."
+        )
+    if has_alpha and "lora_adapter_metadata" in lora.metadata:
+        told.append("It has alpha in its keys and in its header, which diffusers refuses. Convert it to kohya.")
+    if any(isinstance(layer, Factors) and layer.normed for layer in _some(lora)):
+        told.append("It is a DoRA: merging and resizing need a plain LoRA extracted from it first.")
+    return told
+
+
+def _some(lora: Lora):
+    """The first layers, which tell the kind of all."""
+    for _, (_, layer) in zip(range(4), lora.modules.items(), strict=False):
+        yield layer
+
+
+def header_scale(metadata: Mapping[str, str]) -> float:
+    """alpha / rank as peft's header tells it, where it is not 1; else 0."""
+    try:
+        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except json.JSONDecodeError:
+        return 0.0
+    config = {k.removeprefix("transformer."): v for k, v in config.items()} if isinstance(config, dict) else {}
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not rank or not alpha:
+        return 0.0
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return 0.0 if scale == 1 else scale

@@ -2,7 +2,26 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import datasets, evaluation, frames, loras, nano, panel, runs, style, training
+from . import (
+    analysis,
+    block_weights,
+    checkpoints,
+    datasets,
+    distil,
+    evaluation,
+    frames,
+    lora_grid,
+    lora_parts,
+    loras,
+    merging,
+    nano,
+    panel,
+    rank,
+    registry,
+    runs,
+    style,
+    training,
+)  # fmt: skip
 
 
 class FluxAtelier(ComfyExtension):
@@ -10,7 +29,20 @@ class FluxAtelier(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         panel.register()
-        shelves = (nano, datasets, training, runs, loras, evaluation, style, frames)
+        training_shelves = (nano, datasets, training, runs)
+        lora_shelves = (
+            loras,
+            merging,
+            block_weights,
+            rank,
+            checkpoints,
+            distil,
+            analysis,
+            lora_parts,
+            registry,
+            lora_grid,
+        )
+        shelves = (*training_shelves, *lora_shelves, evaluation, style, frames)
         return [node for shelf in shelves for node in shelf.NODES]
 
 

@@ -18,6 +18,7 @@ from ..trainer.config import DataOptions, TrainOptions
 from ..trainer.memory import Plan, plan_run
 from ..trainer.run import Run, open_run
 from . import host, panel
+from .registry import note_made
 
 LoraModel = dict[str, torch.Tensor]
 
@@ -115,9 +116,8 @@ class Job:
         progress.tell(facts | {"phase": "plan", "step": 0, "plan": plan.line}, now=True)
         required = plan.chosen.device_bytes
         with self._told_when_done(progress, facts), host.training(self.sources.model, required) as view:
-            session = Session.start(
-                view, samples, self.cache, empty, self.options, run, Extras.of(begin, assistant, plan.chosen)
-            )
+            extras = self._extras(Extras.of(begin, assistant, plan.chosen))
+            session = Session.start(view, samples, self.cache, empty, self.options, run, extras)
             session.check = host.check_cancel
             try:
                 with panel.live(self.name) as wishes, closing(train(session)) as steps:
@@ -139,6 +139,10 @@ class Job:
                     self._keep(lora, run)
             return lora
 
+    def _extras(self, extras):
+        """What the run has besides its pictures; a job of another kind adds to it."""
+        return extras
+
     @contextmanager
     def _told_when_done(self, progress: host.Progress, facts: dict) -> Iterator[None]:
         """Tell the browser last of all, when the run's folder says everything."""
@@ -152,6 +156,7 @@ class Job:
 
         write_lora(run.lora_file, lora)
         write_lora(self.target, lora)
+        note_made(self.target, lora)
         if run.metrics():
             save_picture(run.folder / "curves.png", run_curves(run))
 

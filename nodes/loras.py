@@ -1,86 +1,112 @@
-"""LoRA files: load and merge, exactly."""
+"""LoRA files: open, look at, convert."""
 
 import torch
 from comfy_api.latest import io, ui
 
-from ..core.errors import AtelierError
-from ..core.lora.formats import parse_lora, to_layout, write_lora
-from ..core.lora.merge import merge
+from ..core.files import read_tensors
+from ..core.lora.formats.layouts import SCHEMES
+from ..core.lora.inspection import inspect_lora
+from ..core.lora.provenance import trigger_words
 from . import host, types
+from .saving import save_lora
+from .wire import LoraTensors, from_wire, to_wire
 
 CATEGORY = "Flux Atelier/LoRA"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class MergeLoras(io.ComfyNode):
+class LoadLora(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        lora = io.Autogrow.TemplatePrefix(
-            types.LoraModel.Input("lora", tooltip="A LoRA to add."), prefix="lora", min=1, max=types.MOST_LORAS
-        )
         return io.Schema(
-            node_id="FluxAtelierMergeLoras",
-            display_name="Merge LoRAs",
+            node_id="FluxAtelierLoadLora",
+            display_name="Load LoRA File",
             category=CATEGORY,
-            description="Add LoRAs up exactly: the weighted sum of what they do, not of their factors.",
+            description="Open a LoRA file of any layout for the nodes that merge, resize, analyse or train on LoRAs.",
             is_output_node=True,
             inputs=[
-                io.Autogrow.Input("loras", template=lora, tooltip="The LoRAs, in the order of the weights."),
-                io.String.Input(
-                    "weights",
-                    default="1.0",
-                    tooltip="Weight of each LoRA, separated by commas; the last one counts for all that follow.",
+                io.Combo.Input("lora_name", options=host.lora_names(), tooltip="A file in ComfyUI's loras folders."),
+            ],
+            outputs=[
+                types.LoraModel.Output(display_name="lora"),
+                io.String.Output(display_name="trigger"),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name):
+        facts = host.lora_path(lora_name).stat()
+        return facts.st_mtime_ns, facts.st_size
+
+    @classmethod
+    def execute(cls, lora_name: str) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            tensors, metadata = read_tensors(host.lora_path(lora_name))
+            seen = inspect_lora(tensors, metadata, lora_name)
+            # What ComfyUI's own loaders would read wrong travels in the layout that they read right.
+            wire = LoraTensors(tensors, metadata) if seen.right_in_comfyui else to_wire(seen.lora)
+        trigger = ", ".join(trigger_words(metadata))
+        return io.NodeOutput(wire, trigger, ui=ui.PreviewText(seen.text()))
+
+
+class InspectLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierInspectLora",
+            display_name="Inspect LoRA",
+            category=CATEGORY,
+            description="Say what a LoRA is: base model, layout, ranks, alphas, header, and what ComfyUI and diffusers make of it.",
+            is_output_node=True,
+            inputs=[
+                types.LoraModel.Input("lora", tooltip="The LoRA to look at."),
+                io.Boolean.Input("every_layer", default=False, tooltip="List every layer with its rank and alpha."),
+            ],
+            outputs=[io.String.Output(display_name="report")],
+        )
+
+    @classmethod
+    def execute(cls, lora, every_layer: bool) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            text = inspect_lora(lora, getattr(lora, "metadata", {}), "lora").text(every_layer)
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+class ConvertLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierConvertLora",
+            display_name="Convert LoRA",
+            category=CATEGORY,
+            description="Write a LoRA in another key layout or precision; what it does stays the same.",
+            is_output_node=True,
+            inputs=[
+                types.LoraModel.Input("lora", tooltip="The LoRA to convert."),
+                io.Combo.Input(
+                    "layout",
+                    options=list(SCHEMES),
+                    default="kohya",
+                    tooltip="Key layout; kohya is read right by all loaders.",
                 ),
-                io.Int.Input(
-                    "rank",
-                    default=16,
-                    min=0,
-                    max=1024,
-                    tooltip="Rank of the result; 0 keeps the sum exact and adds the ranks.",
-                ),
-                io.String.Input("name", default="merged", tooltip="Name of the file in output/loras."),
+                io.Combo.Input("dtype", options=list(DTYPES), default="float16", tooltip="Precision of the factors."),
+                io.String.Input("name", default="converted", tooltip="Name of the file in output/loras."),
             ],
             outputs=[types.LoraModel.Output(display_name="lora"), io.AnyType.Output(display_name="lora name")],
         )
 
     @classmethod
-    def validate_inputs(cls, name, weights, loras=None):
-        named = host.told(host.lora_file, name)
-        count = len(loras) if loras else types.MOST_LORAS
-        return named if named is not True else host.told(read_weights, weights, count)
+    def validate_inputs(cls, name):
+        return host.told(host.lora_file, name)
 
     @classmethod
-    def execute(cls, loras: dict, weights: str, rank: int, name: str) -> io.NodeOutput:
+    def execute(cls, lora, layout: str, dtype: str, name: str) -> io.NodeOutput:
         with torch.inference_mode(False):
-            numbers = read_weights(weights, len(loras))
-            parts = [
-                (socket, weight, parse_lora(tensors, {}, socket))
-                for (socket, tensors), weight in zip(loras.items(), numbers, strict=True)
-            ]
-            merged = merge(parts, rank)
-            path = write_lora(host.lora_file(name.strip()), merged.lora)
-            tensors = to_layout(merged.lora, "kohya", torch.float32)
-        left_out = sum(len(lora.unknown) for _, _, lora in parts)
-        told = f"\n{left_out} tensors that are no Flux layer were left out" if left_out else ""
-        text = f"{path}\n{len(parts)} LoRAs, rank {merged.lora.rank}, {merged.kept:.2%} of the sum's energy kept{told}"
-        return io.NodeOutput(tensors, path.name, ui=ui.PreviewText(text))
+            source = from_wire(lora, "lora")
+            path = save_lora(name, source, {"lora": source}, layout, DTYPES[dtype])
+            tensors, metadata = read_tensors(path)
+            text = f"{path}\n{inspect_lora(tensors, metadata, path.name).text()}"
+        return io.NodeOutput(LoraTensors(tensors, metadata), path.name, ui=ui.PreviewText(text))
 
 
-def read_weights(text: str, count: int) -> list[float]:
-    """Numbers separated by commas, the last repeated up to `count`.
-
-    Raises AtelierError for what is no number, or for more numbers than LoRAs.
-    """
-    numbers = []
-    for word in text.replace(";", ",").split(","):
-        try:
-            numbers.append(float(word))
-        except ValueError:
-            raise AtelierError(
-                f"The weights have {word.strip()!r}, which is no number. Write numbers like 1.0, 0.5."
-            ) from None
-    if len(numbers) > count:
-        raise AtelierError(f"There are {len(numbers)} weights for {count} LoRAs. Give one weight for each LoRA.")
-    return numbers + numbers[-1:] * (count - len(numbers))
-
-
-NODES = [MergeLoras]
+NODES = [LoadLora, InspectLora, ConvertLora]

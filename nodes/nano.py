@@ -1,10 +1,14 @@
 """The embedded model: nano-flux as the MODEL, CLIP and VAE that ComfyUI's own nodes take, and pictures to practise on."""
 
+import torch
 from comfy_api.latest import io
 
 from ..core.dataset.folder import load_folder
+from ..core.files import read_tensors
+from ..trainer.nano import files as nano_files
 from ..trainer.nano import practice
 from . import host, types
+from .wire import LoraTensors
 
 CATEGORY = "Flux Atelier/Practice"
 
@@ -43,7 +47,7 @@ class PracticePictures(io.ComfyNode):
                     "hand",
                     options=list(practice.HANDS),
                     default="painted",
-                    tooltip="painted: brush strokes; dusk: evening light; plain: as nano-flux knows them.",
+                    tooltip="painted: brush strokes; dusk: evening light; plain: as nano-flux knows them; subject: every other one a new shape.",
                 ),
                 io.Int.Input("count", default=48, min=1, max=512, tooltip="Number of pictures."),
                 io.Int.Input(
@@ -65,4 +69,26 @@ class PracticePictures(io.ComfyNode):
         return io.NodeOutput(load_folder(folder, validation=12), clip)
 
 
-NODES = [LoadNanoFlux, PracticePictures]
+class PracticeLoras(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierPracticeLoras",
+            display_name="Practice LoRAs",
+            category=CATEGORY,
+            description="Two LoRAs for nano-flux to try everything with: a painterly style, and a shape it does not know.",
+            inputs=[],
+            outputs=[
+                types.LoraModel.Output(display_name="painted"),
+                types.LoraModel.Output(display_name="diamond"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            painted, diamond = (LoraTensors(*read_tensors(p)) for p in (nano_files.PAINTED, nano_files.DIAMOND))
+        return io.NodeOutput(painted, diamond)
+
+
+NODES = [LoadNanoFlux, PracticePictures, PracticeLoras]

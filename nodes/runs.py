@@ -5,10 +5,12 @@ import json
 import torch
 from comfy_api.latest import io, ui
 
-from ..core.lora.formats import read_lora, to_layout, write_lora
+from ..core.lora.formats import read_lora
 from ..trainer.run import Run
 from . import host, types
+from .saving import save_lora
 from .training import CATEGORY, FIRST
+from .wire import to_wire
 
 SHOWN = tuple(name for name in FIRST if name != "sample_every")
 KINDS = {"learning_rate": io.Float, "alpha": io.Float, "trigger": io.String}
@@ -78,8 +80,7 @@ class AverageStates(io.ComfyNode):
 
         with torch.inference_mode(False):
             lora = average_states(run, last)
-            path = write_lora(host.lora_file(name.strip()), lora)
-            tensors = to_layout(lora, "kohya", torch.float32)
+            path, tensors = save_lora(name, lora), to_wire(lora)
         return io.NodeOutput(tensors, path.name, ui=ui.PreviewText(f"{path}\n{lora.metadata['flux_atelier.recipe']}"))
 
 

@@ -6,7 +6,6 @@ from comfy_api.latest import io, ui
 from ..core.dataset.record import Dataset
 from ..core.errors import AtelierError
 from ..core.images import to_image
-from ..core.lora.formats import to_layout
 from ..core.options import leaves, nest, parse
 from ..trainer.config import DataOptions, TrainOptions
 from ..trainer.memory import plan_run
@@ -14,6 +13,7 @@ from ..trainer.run import Run
 from . import host, types
 from .job import Job, Sources, encode_dataset, open_cache
 from .widgets import inputs_of
+from .wire import to_wire
 
 CATEGORY = "Flux Atelier/Training"
 FIRST = ("steps", "learning_rate", "rank", "alpha", "resolution", "batch_size", "trigger", "seed", "sample_every")
@@ -153,9 +153,8 @@ class TrainLora(io.ComfyNode):
         text = str(run.folder)
         if records:
             text = f"{run.lora_file}\nloss {records[-1]['loss']:.4f} after {records[-1]['step']} steps"
-        tensors = to_layout(lora, "kohya", torch.float32)
         loss = {"loss": [r["loss"] for r in records]}
-        return io.NodeOutput(tensors, loss, run, f"{name.strip()}.safetensors", ui=ui.PreviewText(text))
+        return io.NodeOutput(to_wire(lora), loss, run, f"{name.strip()}.safetensors", ui=ui.PreviewText(text))
 
 
 class RunCurves(io.ComfyNode):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 FILE = Path(__file__).with_name("node_faces.json")
+MACHINE = ("lora_name", "sampler", "scheduler", "checkpoint", "tuned_file", "base_file")  # lists that differ by machine
 KEPT = ("default", "min", "max", "step", "options", "multiline", "template")
 
 
@@ -16,8 +17,8 @@ def face(node) -> dict:
             details = rest[0] if rest else {}
             if isinstance(kind, list):  # a combo in the older form
                 kind, details = "COMBO", {**details, "options": kind}
-            if name == "lora_name":
-                details = {**details, "options": []}  # the files of the machine
+            if name in MACHINE:
+                details = {**details, "options": []}
             inputs[name] = {"type": kind, "need": need} | {k: details[k] for k in KEPT if k in details}
     return {
         "display_name": info["display_name"],

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +36,27 @@ def _go_on() -> None:
     """Nobody cancels."""
 
 
+class Teacher(Protocol):
+    """What the model is to do where that is not what the pictures say; see distil.py."""
+
+    def begin(self, session: "Session") -> None:
+        """Look at a session before its first step, or as it goes on."""
+
+    def velocity(self, session: "Session", *given: Tensor | None) -> Tensor:
+        """The velocity to learn, for what Session.velocity is given."""
+        ...
+
+
 @dataclass(frozen=True)
 class Extras:
-    """What a run may have besides its pictures: a LoRA to go on from, one to lie under it, a setting, other processes."""
+    """What a run may have besides its pictures: a LoRA to go on from, one to lie under it, a setting, other processes,
+    and a teacher."""
 
     begin: Mapping[str, Layer] | None = None
     assistant: Mapping[str, Factors] | None = None
     setting: Setting | None = None
     world: World = ALONE
+    teacher: Teacher | None = None
 
     @classmethod
     def of(cls, begin: Lora | None, assistant: Lora | None, setting: Setting, world: World = ALONE) -> "Extras":
@@ -69,6 +83,7 @@ class Session:
     scaler: torch.amp.GradScaler
     world: World = ALONE
     assistant: Mapping[str, Factors] = field(default_factory=dict)
+    teacher: Teacher | None = None
     average: Average | None = None
     validation: Validation | None = None
     step: int = 0
@@ -107,6 +122,7 @@ class Session:
             setting=extras.setting or fixed_setting(options), guard=Guard(options.skip_limit, options.rollbacks),
             scaler=torch.amp.GradScaler(device.type, init_scale=2.0**12, enabled=options.precision == "float16"),
             bytes_before=before, world=extras.world, assistant=extras.assistant or {}, average=Average(parameters, options.ema_decay) if options.ema_decay else None,
+            teacher=extras.teacher,
         )  # fmt: skip
         session.checkpointed = plan_checkpoints(tree.shape.double, tree.shape.single, session.setting.share)
         extras.world.share(options.data.accumulation)
@@ -115,6 +131,8 @@ class Session:
         if options.compile:
             tree.compile_blocks()
         session._resume(extras.begin)
+        if session.teacher:
+            session.teacher.begin(session)
         return session
 
     def _resume(self, begin: Mapping[str, Layer] | None) -> None:
@@ -180,6 +198,10 @@ class Session:
             kept = torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
         with self.autocast(), kept:
             return self.tree(latent, sigma, text, pooled, guidance, self.checkpointed, reference)
+
+    def wanted(self, told: Tensor, *given: Tensor | None) -> Tensor:
+        """The velocity to learn: what the pictures tell, or the teacher's for what `velocity` is given."""
+        return told if self.teacher is None else self.teacher.velocity(self, *given)
 
     def autocast(self):
         """Computation in half precision where the options or the device ask for it."""

@@ -77,8 +77,9 @@ def _losses(session: Session, draw: "Draw", weight: float) -> Iterator[Tensor]:
     """The losses of a part of a batch, one graph at a time: what is learnt, and what is to stay as it was."""
     options = session.options.objective
     noisy = objective.add_noise(draw.latents, draw.noise, draw.sigma)
-    velocity = session.velocity(noisy, draw.sigma, draw.texts, draw.pooled, draw.references)
-    wanted = draw.noise - draw.latents
+    shown = noisy, draw.sigma, draw.texts, draw.pooled, draw.references
+    wanted = session.wanted(draw.noise - draw.latents, *shown)
+    velocity = session.velocity(*shown)
     yield objective.training_error(velocity, wanted, draw.sigma, options, draw.masks).sum() * weight
     if draw.prior_texts is None or draw.prior_pooled is None:
         return

@@ -59,8 +59,10 @@ class Validation:
             for level in range(LEVELS):  # one at a time: what trains at batch 1 must validate too
                 here, other = sigma[level : level + 1].to(session.device), noise[level : level + 1].to(session.device)
                 noisy = objective.add_noise(latent, other, here)
-                velocity = session.velocity(noisy, here, states, pooled, control)
-                totals[level] += objective.velocity_error(velocity, latent, other).item()
+                shown = noisy, here, states, pooled, control
+                wanted = session.wanted(other - latent, *shown)
+                error = objective.velocity_error(session.velocity(*shown), torch.zeros_like(wanted), wanted)
+                totals[level] += error.item()
         levels = (totals / len(self.samples)).tolist()
         return sum(levels) / LEVELS, levels
 

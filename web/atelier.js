@@ -1,14 +1,16 @@
 // Registers the pack's browser side: the training panel under Train LoRA, and what nodes say. The logic is in lib/, pure and tested.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { BLOCKS_HEIGHT, BLOCKS_STYLE, makeBars } from "./lib/block_widget.mjs";
 import { addEvent, catchUp, emptyCurve, fromRun } from "./lib/curve.mjs";
-import { isNameLinked, isPlainName, nodeAt, runName } from "./lib/graph.mjs";
+import { isLinked, isNameLinked, isPlainName, nodeAt, runName } from "./lib/graph.mjs";
 import { HEIGHT, STYLE } from "./lib/style.mjs";
 import { makeTold, toldHeight, wordsOf } from "./lib/told.mjs";
 import { makeView } from "./lib/view.mjs";
 
 const OURS = "FluxAtelier";
 const TRAIN = "FluxAtelierTrainLora";
+const BLOCKS = ["FluxAtelierBlockWeights", "FluxAtelierApplyBlockWeights"]; // nodes whose "weights" are drawn as bars
 const EVENT = "flux_atelier.step";
 const MARGIN = 20; // pixels that the classic renderer keeps free around a DOM widget
 const WIDTH = 400; // pixels of a node nobody has sized yet
@@ -74,6 +76,16 @@ function onEnd() {
   }
 }
 
+/** Do something after each call of a method. */
+function after(owner, method, act) {
+  const before = owner[method];
+  owner[method] = function (...args) {
+    const result = before?.apply(this, args);
+    act();
+    return result;
+  };
+}
+
 /** Put a panel under a Train LoRA node. */
 function addPanel(node) {
   const panel = { node, curve: emptyCurve(), turn: 0, waiting: null, timer: 0 };
@@ -86,14 +98,6 @@ function addPanel(node) {
   panels.set(node, panel);
   show(panel, panel.curve);
 
-  const after = (owner, method, act) => {
-    const before = owner[method];
-    owner[method] = function (...args) {
-      const result = before?.apply(this, args);
-      act();
-      return result;
-    };
-  };
   const name = node.widgets.find((w) => w.name === "name");
   if (name) after(name, "callback", () => loadSoon(panel, TYPING));
   after(node, "onConfigure", () => loadSoon(panel));
@@ -104,6 +108,27 @@ function addPanel(node) {
   });
   node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
   loadSoon(panel);
+}
+
+/** Bars for a node's "weights": they read its text and write into it, and hold nothing themselves. */
+function addBars(node) {
+  const find = (name) => node.widgets.find((w) => w.name === name);
+  const text = find("weights");
+  const bars = makeBars(document, (words) => {
+    text.value = words;
+    text.callback?.(words);
+    app.canvas?.setDirty(true, true);
+  });
+  const read = () => bars.show(text.value, find("base")?.value ?? "flux1", isLinked(node, "weights"));
+  const widget = node.addDOMWidget("block weights", "flux_atelier_blocks", bars.element, {
+    serialize: false,
+    getMinHeight: () => BLOCKS_HEIGHT + MARGIN,
+  });
+  widget.serialize = false;
+  for (const w of [text, find("base")]) if (w) after(w, "callback", read);
+  for (const method of ["onConfigure", "onConnectionsChange"]) after(node, method, read);
+  node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+  read();
 }
 
 /** What a node says when it has run, under its widgets; ComfyUI itself shows such text for its own nodes only. */
@@ -135,7 +160,7 @@ app.registerExtension({
 
   setup() {
     const style = document.createElement("style");
-    style.textContent = STYLE;
+    style.textContent = STYLE + BLOCKS_STYLE;
     document.head.append(style);
     api.addEventListener(EVENT, onStep);
     for (const end of ["executed", "execution_success", "execution_error", "execution_interrupted"]) {
@@ -149,5 +174,6 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass === TRAIN) addPanel(node);
     else if (node.comfyClass?.startsWith(OURS)) addTold(node);
+    if (BLOCKS.includes(node.comfyClass)) addBars(node);
   },
 });

@@ -142,7 +142,9 @@ def warnings_of(lora: Lora, has_alpha: bool) -> list[str]:
     if has_alpha and "lora_adapter_metadata" in lora.metadata:
         told.append("It has alpha in its keys and in its header, which diffusers refuses. Convert it to kohya.")
     if any(isinstance(layer, Factors) and layer.normed for layer in _some(lora)):
-        told.append("It is a DoRA: merging and resizing need a plain LoRA extracted from it first.")
+        told.append(
+            "It is a DoRA: merging and resizing need a plain one; Convert to Plain LoRA makes it, with the base model."
+        )
     return told
 
 

@@ -183,10 +183,10 @@ def plain(layer: Layer) -> Factors:
     kind = kind_of(layer)
     if kind in ("DoRA", "OFT", "BOFT"):
         raise AtelierError(
-            f"The LoRA is a {kind}, whose change depends on the base model. Extract a plain LoRA from it first."
+            f"The LoRA is a {kind}, whose change depends on the base model. Make a plain LoRA of it with Convert to Plain LoRA first."
         )
     if isinstance(layer, Dense):
-        raise AtelierError("The LoRA has whole differences in place of factors. Extract a plain LoRA from it first.")
+        raise AtelierError("The LoRA has whole differences in place of factors. Make a plain LoRA of it with Convert to Plain LoRA first.")
     return layer.factors() if isinstance(layer, Kron | Hada) else cast(Factors, layer)
 
 

@@ -48,6 +48,9 @@ class Layers(Mapping[str, Layer]):
     def __getitem__(self, name: str) -> Layer:
         return self._makers[name]()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers  # Mapping's own would make the layer to see
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 

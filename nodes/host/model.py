@@ -15,6 +15,8 @@ from ...core.files import digest_of
 from ...core.flux.layout import FluxShape
 from ...trainer.flux.view import Cast, Release, TrainView
 
+SCHEDULE = "flux_atelier.schedule"  # how wrappers are named that change a LoRA's strength from step to step
+
 
 def flux_shape(model) -> FluxShape:
     """Read the sizes of the Flux.1 transformer in a MODEL.
@@ -43,6 +45,10 @@ def flux_shape(model) -> FluxShape:
     if "bypass_lora" in model.injections:
         raise AtelierError(
             "The MODEL carries a LoRA in bypass mode, which training cannot see. Load that LoRA without bypass."
+        )
+    if any(str(key).startswith(SCHEDULE) for kept in model.wrappers.values() for key in kept):
+        raise AtelierError(
+            "The MODEL carries a scheduled LoRA, which training cannot see. Connect the MODEL from before Schedule LoRA."
         )
     return FluxShape(
         hidden=params.hidden_size, double=len(inner.double_blocks), single=len(inner.single_blocks), channels=channels,
@@ -132,6 +138,10 @@ def unpatched(patcher) -> dict[str, Tensor]:
     for name, kept in patcher.backup.items():
         packed = isinstance(kept.weight, QuantizedTensor)
         state |= kept.weight.state_dict(name) if packed else {name: kept.weight}
+    # A clone that was loaded before may have left its own shift in the model that both share.
+    for name, kept in patcher.object_patches_backup.items():
+        state = {k: v for k, v in state.items() if not k.startswith(f"{name}.")}
+        state |= kept.state_dict(prefix=f"{name}.") if isinstance(kept, nn.Module) else {}
     return state
 
 

@@ -101,10 +101,10 @@ def test_cancel_keeps_the_lora_and_the_next_run_goes_on(nano, dataset, folders):
 
 
 def test_merge_with_itself_at_half_weight_is_itself(nano, dataset):
-    from flux_atelier.nodes import loras
+    from flux_atelier.nodes import merging
 
     lora = train(nano, dataset, "four").args[0]
-    merged = run(loras.MergeLoras, loras={"lora0": lora, "lora1": lora}, weights="0.5, 0.5", rank=4, name="half").args[
+    merged = run(merging.MergeLoras, loras={"lora0": lora, "lora1": lora}, weights="0.5, 0.5", rank=4, name="half").args[
         0
     ]
     for key in lora:
@@ -113,24 +113,6 @@ def test_merge_with_itself_at_half_weight_is_itself(nano, dataset):
             before = lora[key] @ lora[stem + "lora_down.weight"]
             after = merged[key] @ merged[stem + "lora_down.weight"]
             assert torch.allclose(before, after, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("weights", "count", "expected"),
-    [("1.0", 3, [1.0, 1.0, 1.0]), ("1, .5", 2, [1.0, 0.5]), ("1;-0.5", 3, [1.0, -0.5, -0.5])],
-)
-def test_weights_are_read(comfyui, weights, count, expected):
-    from flux_atelier.nodes.loras import read_weights
-
-    assert read_weights(weights, count) == expected
-
-
-@pytest.mark.parametrize(("weights", "words"), [("a, b", "no number"), ("1, 2, 3", "3 weights for 2")])
-def test_wrong_weights_are_told(comfyui, weights, words):
-    from flux_atelier.nodes.loras import read_weights
-
-    with pytest.raises(AtelierError, match=words):
-        read_weights(weights, 2)
 
 
 def test_compare_draws_both_and_the_figure(nano, dataset):
@@ -217,6 +199,19 @@ def host_encoder(nano):
     from flux_atelier.nodes import host
 
     return host.GraphEncoder(*nano)
+
+
+def test_a_shift_that_was_loaded_leaves_no_mark(nano):
+    import comfy.model_management as memory
+    import comfy_extras.nodes_model_advanced as advanced
+
+    from flux_atelier.nodes import host
+
+    with torch.inference_mode():
+        own = host.fingerprint(nano[0])
+        shifted = advanced.ModelSamplingFlux().patch(nano[0], 3.0, 0.5, 64, 64)[0]
+        memory.load_models_gpu([shifted])
+        assert host.fingerprint(nano[0]) == own
 
 
 def test_identity_is_of_the_weights_and_patches_not_of_what_is_loaded(nano):

@@ -1,12 +1,34 @@
 """The commands: name -> (help, add arguments, run). Each `run` yields the lines to show."""
 
-from . import dataset, demo, frames, lora, nano, pictures, train
+from . import (
+    analysis,
+    block_weights,
+    checkpoints,
+    dataset,
+    demo,
+    distil,
+    frames,
+    lora,
+    merge,
+    nano,
+    pictures,
+    rank,
+    registry,
+    train,
+)  # fmt: skip
 
 COMMANDS = {
     **dataset.COMMANDS,
     **train.COMMANDS,
     **pictures.COMMANDS,
     **lora.COMMANDS,
+    **merge.COMMANDS,
+    **block_weights.COMMANDS,
+    **rank.COMMANDS,
+    **checkpoints.COMMANDS,
+    **distil.COMMANDS,
+    **analysis.COMMANDS,
+    **registry.COMMANDS,
     **frames.COMMANDS,
     **nano.COMMANDS,
     **demo.COMMANDS,

@@ -19,14 +19,14 @@ from ..config import DataOptions, TrainOptions
 from ..encoders import FileEncoder
 from ..export import settings_of, to_lora
 from ..loop import Step, train
-from ..memory import Plan, plan_run
+from ..memory import Plan, Setting, plan_run
 from ..models import ModelFiles, Placement, from_folder, load_transformer, nano, shape_in, weight_bytes
 from ..packed import Weights
 from ..preview import sample_grid
 from ..report import run_curves
 from ..run import Run, open_run
 from ..session import Extras, Session, check_options
-from ..world import join, leave, local_device
+from ..world import World, join, leave, local_device
 from .dataset import open_dataset
 
 
@@ -115,6 +115,10 @@ class Given:
     weights: Weights = "file"
     shard: bool = False
 
+    def extras(self, setting: Setting, world: World) -> Extras:
+        """What the run has besides its pictures."""
+        return Extras.of(self.start_from, self.training_adapter, setting, world)
+
     @property
     def fingerprints(self) -> tuple[str, str, str]:
         """Digests of the pictures, the model as it is held, and the LoRAs the run begins with."""
@@ -167,7 +171,7 @@ def train_folder(given: Given) -> Iterator[str]:
         yield plan.line
     placement = Placement(given.weights, plan.chosen.streamed, given.shard and world.size > 1)
     view = load_transformer(given.files.transformer, device, placement, world)
-    extras = Extras.of(given.start_from, given.training_adapter, plan.chosen, world)
+    extras = given.extras(plan.chosen, world)
     session = Session.start(view, samples, cache, empty, options, run, extras)
     try:
         with closing(train(session)) as steps:

@@ -18,10 +18,11 @@ TONES = np.array([scenes.COLORS[n] for n in NAMES] + [scenes.second_tone(n) for 
 SMALLEST = 60  # pixels; a patch below this is no shape
 
 
-def read_scene(picture: Tensor) -> tuple[str | None, str | None, str]:
+def read_scene(picture: Tensor, shapes: tuple[str, ...] = scenes.SHAPES) -> tuple[str | None, str | None, str]:
     """Name the shape, its colour and the background's colour; None where no shape is found.
 
     picture  [3, H, W] in 0..1, scaled to 64 pixels first
+    shapes   the shapes to choose from
     """
     names = name_pixels(picture)
     frame = np.concatenate([names[:3].ravel(), names[-3:].ravel(), names[:, :3].ravel(), names[:, -3:].ravel()])
@@ -35,12 +36,13 @@ def read_scene(picture: Tensor) -> tuple[str | None, str | None, str]:
             best, best_size = (color, patch), size
     if best is None:
         return None, None, NAMES[background]
-    return name_outline(best[1]), NAMES[best[0]], NAMES[background]
+    return name_outline(best[1], shapes), NAMES[best[0]], NAMES[background]
 
 
 def content_right(picture: Tensor, scene: scenes.Scene) -> bool:
     """Whether a picture shows the prompt's shape in the prompt's colour."""
-    return read_scene(picture)[:2] == (scene.shape, scene.color)
+    shapes = (*scenes.SHAPES, scenes.SUBJECT) if scene.shape == scenes.SUBJECT else scenes.SHAPES
+    return read_scene(picture, shapes)[:2] == (scene.shape, scene.color)
 
 
 def name_pixels(picture: Tensor) -> np.ndarray:
@@ -62,12 +64,13 @@ def largest_patch(mask: np.ndarray) -> tuple[np.ndarray, int]:
     return parts == sizes.argmax() + 1, int(sizes.max())
 
 
-def name_outline(patch: np.ndarray) -> str:
+def name_outline(patch: np.ndarray, shapes: tuple[str, ...] = scenes.SHAPES) -> str:
     """The shape whose outline, with the patch's area and centre of mass, overlaps it best."""
     rows, columns = np.nonzero(patch)
     mask = torch.from_numpy(patch)
     overlap = {}
-    for shape, (area, middle) in unit_shapes().items():
+    for shape in shapes:
+        area, middle = unit_shapes()[shape]
         for scale in (0.95, 1.0, 1.05):
             radius = torch.tensor(scale * (len(rows) / area) ** 0.5)
             y, x = torch.meshgrid(torch.arange(patch.shape[0]), torch.arange(patch.shape[1]), indexing="ij")
@@ -83,7 +86,7 @@ def unit_shapes() -> dict[str, tuple[float, float]]:
     axis = torch.linspace(-1.2, 1.2, 481)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     found = {}
-    for shape in scenes.SHAPES:
+    for shape in (*scenes.SHAPES, scenes.SUBJECT):
         inside = scenes.shape_distance(shape, x, y, torch.tensor(1.0)) < 0
         found[shape] = (inside.sum().item() * 0.005**2, y[inside].mean().item())
     return found

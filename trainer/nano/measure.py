@@ -1,5 +1,6 @@
 """What nano-flux can do, in figures: prompts it has never seen, and the VAE's round trip on what it has never seen."""
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -21,10 +22,15 @@ def encoder() -> FileEncoder:
 
 
 def draw_held_out(
-    count: int, seed: int, lora: Lora | None = None, sizes: tuple[str, ...] = tuple(scenes.SIZES)
+    count: int, seed: int, lora: Lora | None = None, sizes: tuple[str, ...] = tuple(scenes.SIZES), subject: bool = False
 ) -> tuple[list[scenes.Scene], Tensor]:
-    """Draw prompts that were held out of training, [count, 3, 64, 64]."""
+    """Draw prompts that were held out of training, [count, 3, 64, 64].
+
+    subject  the prompts ask for the shape that nano-flux does not know
+    """
     chosen = scenes.draw_prompts(count, seed, held_out=True, sizes=sizes)
+    if subject:
+        chosen = [replace(scene, shape=scenes.SUBJECT) for scene in chosen]
     painter = Painter(nano(), encoder(), lora)
     seeds = [seed * 100_003 + i for i in range(count)]
     return chosen, painter.draw([s.caption for s in chosen], seeds, (scenes.SIDE, scenes.SIDE), STEPS, 3.5)

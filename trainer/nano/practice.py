@@ -1,5 +1,6 @@
 """Practice pictures on disk: scenes with captions, in one of three hands, and a short clip of a moving shape."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,17 +12,20 @@ from ...core.files import write_text
 from ...core.images import save_picture, to_picture
 from . import scenes
 
-Hand = Literal["painted", "dusk", "plain"]
+Hand = Literal["painted", "dusk", "plain", "subject"]
 HANDS = get_args(Hand)
 
 
 def write_scenes(folder: Path, hand: Hand, count: int, seed: int, faults: bool = False) -> Path:
     """Write scenes with their captions beside them; files that are there already stay.
 
-    hand    painted: brush strokes; dusk: evening light; plain: as nano-flux knows them
+    hand    painted: brush strokes; dusk: evening light; plain: as nano-flux knows them; subject: every other one shows
+            a shape that it does not know
     faults  add a copy, a blurred and a tiny picture, for curation to find
     """
     chosen = scenes.draw_prompts(count, seed)
+    if hand == "subject":
+        chosen[::2] = [replace(scene, shape=scenes.SUBJECT) for scene in chosen[::2]]
     for i, plain in enumerate(scenes.draw(chosen, seed)):
         path = folder / f"{hand}-{i:03d}.png"
         if not path.is_file():

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
+SUBJECT = "diamond"  # a shape that nano-flux does not know, for a LoRA to teach it
 SIZES = {"small": 10.0, "medium": 14.0, "large": 18.0}
 PLACES = {
     "in the center": (0.0, 0.0),
@@ -101,7 +102,7 @@ def draw_prompts(count: int, seed: int, held_out: bool = False, sizes: tuple[str
 def shape_distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     """Signed distance in pixels to the outline of a shape; negative inside.
 
-    shape   one of SHAPES
+    shape   one of SHAPES, or SUBJECT
     x, y    [..., H, W]  pixel positions relative to the shape's centre, y downwards
     radius  broadcastable half extent in pixels
     """
@@ -115,6 +116,8 @@ def shape_distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
         upright = torch.maximum(x.abs() - radius * 0.32, y.abs() - radius)
         lying = torch.maximum(x.abs() - radius, y.abs() - radius * 0.32)
         return torch.minimum(upright, lying)
+    if shape == SUBJECT:
+        return (x.abs() + y.abs() - radius * 1.1) / 2**0.5
     side = (2 * x.abs() - y - radius) / 5**0.5  # apex at the top, base as wide as it is tall
     return torch.maximum(side, y - radius)
 

@@ -20,9 +20,14 @@ export function runName(node) {
   return String(node.widgets?.find((w) => w.name === "name")?.value ?? "").trim();
 }
 
+/** Whether a widget's value comes over a wire, so that what it shows does not count. */
+export function isLinked(node, widget) {
+  return Boolean(node.inputs?.some((i) => i.widget?.name === widget && i.link != null));
+}
+
 /** Whether the name comes over a wire, so that the widget's own value does not count. */
 export function isNameLinked(node) {
-  return Boolean(node.inputs?.some((i) => i.widget?.name === "name" && i.link != null));
+  return isLinked(node, "name");
 }
 
 /** Whether a name can be a run's; the server says no to the others, which the console would show as an error. */

@@ -133,7 +133,7 @@ class LoraSimilarity(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name):
+    def validate_inputs(cls, name, loras=None):  # noqa: ARG003 - the server always passes it, as names without values
         return host.told(analysis_folder, name)
 
     @classmethod

@@ -104,9 +104,9 @@ def test_merge_with_itself_at_half_weight_is_itself(nano, dataset):
     from flux_atelier.nodes import merging
 
     lora = train(nano, dataset, "four").args[0]
-    merged = run(merging.MergeLoras, loras={"lora0": lora, "lora1": lora}, weights="0.5, 0.5", rank=4, name="half").args[
-        0
-    ]
+    merged = run(
+        merging.MergeLoras, loras={"lora0": lora, "lora1": lora}, weights="0.5, 0.5", rank=4, name="half"
+    ).args[0]
     for key in lora:
         if key.endswith("lora_up.weight"):
             stem = key.removesuffix("lora_up.weight")
@@ -212,6 +212,26 @@ def test_a_shift_that_was_loaded_leaves_no_mark(nano):
         shifted = advanced.ModelSamplingFlux().patch(nano[0], 3.0, 0.5, 64, 64)[0]
         memory.load_models_gpu([shifted])
         assert host.fingerprint(nano[0]) == own
+
+
+def test_checks_of_nodes_that_grow_take_what_grew(comfyui):
+    """The server passes an Autogrow input to every validate_inputs; without the argument the whole prompt is refused."""
+    import asyncio
+    import inspect
+
+    from comfy_api.latest import io
+
+    import flux_atelier
+
+    nodes = asyncio.run(asyncio.run(flux_atelier.comfy_entrypoint()).get_node_list())
+    seen = 0
+    for node in nodes:
+        grown = [i.id for i in node.GET_SCHEMA().inputs if isinstance(i, io.Autogrow.Input)]
+        if "validate_inputs" in vars(node):
+            seen += len(grown)
+            taken = inspect.signature(node.validate_inputs).parameters
+            assert all(name in taken or "kwargs" in taken for name in grown), node.__name__
+    assert seen >= 4
 
 
 def test_identity_is_of_the_weights_and_patches_not_of_what_is_loaded(nano):

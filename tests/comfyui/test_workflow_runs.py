@@ -24,9 +24,20 @@ SHORT = {  # what is cut short, by kind of node; what is off, linked or shorter 
     "FluxAtelierTrainingPlan": {"steps": STEPS, "batch_size": 2},
     "FluxAtelierCompareLora": {"steps": 2},
     "FluxAtelierStylise": {"steps": 2},
+    "FluxAtelierDirectionStrip": {"steps": 2},
+    "FluxAtelierLoraGrid": {"steps": 2},
+    "FluxAtelierLoraImportance": {"steps": 2},
     "KSampler": {"steps": 2},
 }
 COUNT = 6  # pictures in a folder
+LORA_ROOM = {  # what each leaves in output: LoRAs by name, and other files
+    "merge-styles": (["painted-diamonds"], ["flux_atelier/analysis/merge-styles"]),
+    "block-weights": (["painted-in-single-blocks"], []),
+    "shrink-lora": (["painted-small", "painted-small-fp8"], []),
+    "dissect-lora": ([], ["flux_atelier/analysis/painted/index.html"]),
+    "lora-grid": ([], ["flux_atelier/grids/lora-grid.png", "flux_atelier/grids/lora-grid.json"]),
+    "extract-lora": (["extracted"], ["flux_atelier/analysis/extract-lora"]),
+}
 
 
 def write_pictures(folder: Path, captions: bool = False, controls: bool = False, masks: int = 0) -> None:
@@ -113,7 +124,8 @@ def quickstart(server) -> list[dict]:
 
 
 def test_every_workflow_is_run_here():
-    assert set(TWINS) == {"quickstart", "resume", "train-kontext", "train-low-vram", "train-style", "train-subject"}
+    trainings = {"quickstart", "resume", "train-kontext", "train-low-vram", "train-style", "train-subject"}
+    assert set(TWINS) == trainings | set(LORA_ROOM)
 
 
 def test_a_style_keeps_the_weights_of_the_best_validation(server):
@@ -155,3 +167,22 @@ def test_resume_goes_on_where_the_quickstart_stopped(server, quickstart):
     run = run_of(server, "quickstart")
     assert run.metrics()[:STEPS] == quickstart
     assert [p.name for p in state_folders(run.checkpoints)] == ["step-0000006", "step-0000004"]
+
+
+@pytest.mark.parametrize("name", LORA_ROOM)
+def test_the_lora_room(server, name):
+    loras, others = LORA_ROOM[name]
+    queue(server, shortened(name))
+    for lora in loras:
+        assert read_lora(server.base / "output" / "loras" / f"{lora}.safetensors").modules
+    for other in others:
+        assert (server.base / "output" / other).exists(), sorted(p.name for p in (server.base / "output").rglob("*"))
+
+
+def test_an_extracted_lora_is_the_one_that_was_put_in(server):
+    queue(server, shortened("extract-lora"))
+    painted = read_lora(ROOT / "trainer" / "nano" / "loras" / "painted.safetensors")
+    extracted = read_lora(server.base / "output" / "loras" / "extracted.safetensors")
+    for module, layer in painted.modules.items():
+        apart = (layer.delta() - extracted.modules[module].delta()).norm() / layer.delta().norm()
+        assert apart <= 0.02, (module, apart)  # ComfyUI adds the LoRA to float16 weights, which rounds it

@@ -20,7 +20,7 @@ KEPT = 0.8
 @cache
 def loras():
     painted, diamond = read_lora(files.PAINTED), read_lora(files.DIAMOND)
-    parts = [("painted", 1.0, painted), ("diamond", 1.0, diamond)]
+    parts = [("painted", 1.0, painted), ("diamond", 1.2, diamond)]
     merged = {"sum": merge(parts).lora, "rank 16": merge(parts, 16).lora}
     first = select(painted, "1")
     return merged | {"painted": painted, "diamond": diamond, "first": first.lora, "rest": first.rest}

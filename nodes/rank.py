@@ -1,23 +1,31 @@
 """Smaller LoRA files: lower ranks, fewer layers, fewer bits, each with what it costs."""
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..core.errors import AtelierError
 from ..core.lora.budget import Budget, norms_of, resize_to_size
-from ..core.lora.formats import write_lora
 from ..core.lora.prune import Pruning, prune
 from ..core.lora.quantise import STORAGES, Storage, quantise
 from ..core.lora.record import Lora
 from ..core.lora.resize import METHODS, Method, Resized, Rule, parse_rules, resize
 from . import host, types
 from .host.weights import ModelWeights
+from .saving import save_lora
 from .wire import from_wire, to_wire
 
 CATEGORY = "Flux Atelier/LoRA"
 SIZE = "size"
+
+
+class Made(NamedTuple):
+    """What a node made, of what, and in which precision its file is."""
+
+    source: Lora
+    lora: Lora
+    dtype: torch.dtype
 
 
 def outputs() -> list:
@@ -112,7 +120,7 @@ class ResizeLora(io.ComfyNode):
                 norm = None if model is None else norms_of(ModelWeights(model, "model"))
                 budget = Budget(plan.mib, plan.least, plan.most, norm=norm)
                 resized = resize_to_size(source, budget, chosen, watch)
-            return _written(name, resized)
+            return _written(name, source, resized)
 
 
 def _plan(method: str, amount: float, lowest: int, highest: int) -> Rule | Budget:
@@ -120,15 +128,16 @@ def _plan(method: str, amount: float, lowest: int, highest: int) -> Rule | Budge
     return Budget(amount, lowest, highest) if method == SIZE else Rule(cast(Method, method), amount, lowest, highest)
 
 
-def _written(name: str, resized: Resized) -> io.NodeOutput:
+def _written(name: str, source: Lora, resized: Resized) -> io.NodeOutput:
     """A node's outputs for a LoRA of lower ranks: it in a file and on the wire, and what became of it."""
-    return _output(name, resized.lora, torch.float16, resized.summary, resized.table)
+    made = Made(source, resized.lora, torch.float16)
+    return _output(name, made, resized.summary, resized.table)
 
 
-def _output(name: str, lora: Lora, dtype: torch.dtype, summary: str, table: str) -> io.NodeOutput:
-    path = write_lora(host.lora_file(name.strip()), lora, "kohya", dtype)
+def _output(name: str, made: Made, summary: str, table: str) -> io.NodeOutput:
+    path = save_lora(name, made.lora, {"lora": made.source}, dtype=made.dtype)
     head = f"{path}\n{path.stat().st_size / 2**20:.2f} MiB\n{summary}"
-    return io.NodeOutput(to_wire(lora), path.name, f"{head}\n\n{table}", ui=ui.PreviewText(head))
+    return io.NodeOutput(to_wire(made.lora), path.name, f"{head}\n\n{table}", ui=ui.PreviewText(head))
 
 
 class PruneLora(io.ComfyNode):
@@ -185,7 +194,7 @@ class PruneLora(io.ComfyNode):
         with torch.inference_mode(False):
             source = from_wire(lora, "lora")
             watch = host.Progress(len(source.modules), cls.hidden.unique_id).at
-            return _written(name, prune(source, pruning, watch))
+            return _written(name, source, prune(source, pruning, watch))
 
 
 class QuantiseLora(io.ComfyNode):
@@ -222,7 +231,7 @@ class QuantiseLora(io.ComfyNode):
             source = from_wire(lora, "lora")
             watch = host.Progress(len(source.modules), cls.hidden.unique_id).at
             made = quantise(source, cast(Storage, storage), watch=watch)
-            return _output(name, made.lora, made.dtype, made.summary, made.table)
+            return _output(name, Made(source, made.lora, made.dtype), made.summary, made.table)
 
 
 NODES = [ResizeLora, PruneLora, QuantiseLora]

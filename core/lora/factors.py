@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError
+from .svd import svd_of
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
         raise AtelierError(f"The rank is {rank}. Choose a rank of 1 or more.")
     if factors.rank <= rank:
         return factors.folded(), 1.0
-    left, sigma, right = singular_factors(factors)
-    total, kept = sigma.square().sum().item(), sigma[:rank].square().sum().item()
-    root = sigma[:rank].sqrt()
-    up, down = left[:, :rank] * root, root[:, None] * right[:rank]
-    cut = Factors(up.float(), down.float(), float(up.shape[1]), kernel=factors.kernel)
+    svd = svd_of(factors.up, factors.down, factors.scale)
+    total, kept = svd.sigma.square().sum().item(), svd.sigma[:rank].square().sum().item()
+    first = svd.balanced(rank)
+    up, down = first.left(factors.up), first.right(factors.down)
+    cut = Factors(up, down, float(up.shape[1]), kernel=factors.kernel)
     return cut, (kept / total if total else 1.0)
 
 
@@ -100,20 +101,5 @@ def singular_factors(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
 
     k is the number of directions that stand above rounding, at least 1.
     """
-    up, down = factors.up.double() * factors.scale, factors.down.double()
-    from_up, root_up = _orthonormal(up.T @ up)
-    from_down, root_down = _orthonormal(down @ down.T)
-    core = (root_up[:, None] * (from_up.T @ from_down)) * root_down
-    p, sigma, q = torch.linalg.svd(core, full_matrices=False)
-    left = up @ (from_up / root_up) @ p
-    right = q @ (from_down / root_down).T @ down
-    return left, sigma, right
-
-
-def _orthonormal(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors [R, k] of a Gram matrix and the roots [k] of its eigenvalues, those at rounding left out."""
-    values, vectors = torch.linalg.eigh(gram)
-    floor = max(values[-1].item() * len(values) * torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny)
-    solid = values > floor
-    solid[-1] = True
-    return vectors[:, solid], values[solid].clamp(min=floor).sqrt()
+    svd = svd_of(factors.up, factors.down, factors.scale)
+    return svd.left(factors.up, torch.float64), svd.sigma, svd.right(factors.down, torch.float64)

@@ -186,7 +186,9 @@ def plain(layer: Layer) -> Factors:
             f"The LoRA is a {kind}, whose change depends on the base model. Make a plain LoRA of it with Convert to Plain LoRA first."
         )
     if isinstance(layer, Dense):
-        raise AtelierError("The LoRA has whole differences in place of factors. Make a plain LoRA of it with Convert to Plain LoRA first.")
+        raise AtelierError(
+            "The LoRA has whole differences in place of factors. Make a plain LoRA of it with Convert to Plain LoRA first."
+        )
     return layer.factors() if isinstance(layer, Kron | Hada) else cast(Factors, layer)
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError
-from .factors import Factors, singular_factors
+from .factors import Factors
+from .svd import svd_of
 
 RANKS = (16, 32, 64, 128)  # at which a report says what is kept
 WIDE = 256  # rank above which the spectrum of what stays exact is not worth its time
@@ -50,15 +51,14 @@ def recompress(factors: Factors, rank: int = 0, energy: float = 0.0) -> tuple[Fa
     if exact and factors.rank > WIDE:
         gram = (factors.up.double().T @ factors.up.double()) * (factors.down.double() @ factors.down.double().T)
         return factors, Retained(factors.rank, gram.sum().item() * factors.scale**2, 1.0)
-    left, sigma, right = singular_factors(factors)
-    total = sigma.square().sum().item()
-    shares = _shares(sigma.square(), total)
+    svd = svd_of(factors.up, factors.down, factors.scale)
+    total = svd.sigma.square().sum().item()
+    shares = _shares(svd.sigma.square(), total)
     if exact:
         return factors, Retained(factors.rank, total, 1.0, _at(shares, True))
     r = _rank_for(shares, rank, energy)
-    root = sigma[:r].sqrt()
-    up, down = (left[:, :r] * root).float(), (root[:, None] * right[:r]).float()
-    cut = Factors(up, down, float(r), kernel=factors.kernel)
+    first = svd.balanced(r)
+    cut = Factors(first.left(factors.up), first.right(factors.down), float(r), kernel=factors.kernel)
     return cut, Retained(r, total, shares[r - 1], _at(shares, True))
 
 

@@ -375,3 +375,12 @@ def test_one_module_under_two_names_is_refused():
     state = to_layout(some_lora(), "kohya", torch.float32) | to_layout(some_lora(1), "comfy", torch.float32)
     with pytest.raises(AtelierError, match="twice"):
         parse_lora(state, {}, "a")
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers_alpha", "onetrainer"])
+def test_eight_bits_are_read_back_from_split_and_fused_layouts(layout):
+    lora = lora_of({"double_blocks.0.img_attn.qkv": (384, 128)})
+    state = to_layout(lora, layout, torch.float8_e4m3fn)
+    back = parse_lora(state, {}, "a").modules["double_blocks.0.img_attn.qkv"]
+    assert back.rank == 4
+    assert (back.delta() - lora.modules["double_blocks.0.img_attn.qkv"].delta()).norm() <= 0.1 * back.delta().norm()

@@ -80,7 +80,9 @@ def _join_factors(piece: Piece, parts: Mapping[Span, Factors], name: str) -> Fac
     even = len({p.scale for p in parts.values()}) == 1
     dtype = first.up.dtype if even and all(p.up.dtype == first.up.dtype for p in parts.values()) else torch.float32
     ups = {k: (p.up if even else p.up.float() * p.scale).to(dtype) for k, p in parts.items()}
-    shared = all(p.down.shape == first.down.shape and torch.equal(p.down, first.down) for p in parts.values())
+    shared = all(
+        p.down.shape == first.down.shape and torch.equal(p.down.float(), first.down.float()) for p in parts.values()
+    )
     rank = first.rank if shared else sum(p.rank for p in parts.values())
     up, at = first.up.new_zeros(rows, rank, dtype=dtype), 0
     for span in sorted(parts):

@@ -4,6 +4,7 @@ import json
 from itertools import combinations
 from pathlib import Path
 
+import faces
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +29,7 @@ CORE = {  # the nodes of ComfyUI itself that the workflows use: outputs, and typ
         {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING", "latent_image": "LATENT"},
     ),
 }
-ON_DISK = {("FluxAtelierLoadTrainingSettings", "lora_name")}  # choices that are files, another list on every machine
+
 TITLE = 30  # height of a node's title bar, which stands above its position
 
 
@@ -70,7 +71,7 @@ def test_api_files_fit_the_nodes(path):
                 source = prompt[value[0]]["class_type"]
                 assert fits(outputs_of(source)[value[1]], face["type"]), where
                 continue
-            if "options" in face and (kind, name) not in ON_DISK:
+            if "options" in face and name not in faces.MACHINE:
                 assert value in face["options"], where
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 assert face.get("min", value) <= value <= face.get("max", value), where

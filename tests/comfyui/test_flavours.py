@@ -373,6 +373,7 @@ def test_a_model_that_is_not_flux1_is_named(name, config, sentence):
 
     class Patcher:
         injections = {}
+        wrappers = {}
 
         def __init__(self):
             kind = getattr(comfy.supported_models, name)(config)

@@ -62,7 +62,7 @@ def test_the_road(place, capsys):
         assert f"step {steps}/{steps}" in said
     assert read_lora(lora).rank == 4
     assert (lora.parent / "curves.png").is_file()
-    assert "kohya layout" in run(capsys, "inspect", lora)
+    assert "layout kohya" in run(capsys, "inspect", lora)
     said = run(
         capsys,
         "compare",

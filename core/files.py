@@ -25,6 +25,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     Raises what `write` raises, AtelierError if the disk is full; then nothing stays behind.
     """
     path = Path(path)
+    if path.is_dir():
+        raise AtelierError(f"{path} is a folder. Give the name of a file to write.")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with told_if_full(path):
@@ -110,6 +112,8 @@ def _opened(path: Path):
     except FileNotFoundError:
         raise AtelierError(f"There is no file {path}. Check the name and the folder.") from None
     except (SafetensorError, OSError) as error:
+        if path.is_dir():
+            raise AtelierError(f"{path} is a folder, not a file. Choose a safetensors file in it.") from None
         start = path.open("rb").read(60) if path.is_file() else b""
         if start.startswith(b"version https://git-lfs"):
             raise AtelierError(

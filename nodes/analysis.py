@@ -1,24 +1,26 @@
 """What a LoRA is made of: its layers in figures, LoRAs beside each other, what each block does to the output."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..core.errors import AtelierError
-from ..core.evaluation.lora_page import Study, write_study
-from ..core.evaluation.lora_plots import heat_map, matrix_picture, stacked
+from ..core.evaluation.lora_page import study_of, write_study
+from ..core.evaluation.lora_plots import Scale, heat_map, matrix_picture, short_names, stacked
 from ..core.files import write_json
 from ..core.images import save_picture, to_image
 from ..core.lora.compare import Comparison, compare, told
 from ..core.lora.importance import Importance, blocks_of, importance
 from ..core.lora.record import Lora
-from ..core.lora.spectrum import measure
 from . import host, types
 from .host.velocity import velocities
 from .host.weights import ModelWeights
 from .loras import CATEGORY
 from .wire import from_wire, to_wire
+
+CHANGE = Scale(name="of the output's norm, mean over prompts and noise levels", digits=".2%")
 
 
 def analysis_folder(name: str) -> Path:
@@ -53,6 +55,12 @@ def read_prompts(text: str, node: str) -> list[str]:
     if not lines:
         raise AtelierError(f"{node} has no prompt. Write one prompt a line.")
     return lines
+
+
+def shown(images: Sequence[torch.Tensor], report: str, node: type[io.ComfyNode]) -> dict[str, object]:
+    """What a node shows of itself: pictures of any sizes, and a text under them."""
+    previews = [ui.PreviewImage(image, cls=node).as_dict() for image in images]
+    return {**previews[0], "images": [one for preview in previews for one in preview["images"]], "text": [report]}
 
 
 class AnalyseLora(io.ComfyNode):
@@ -92,11 +100,11 @@ class AnalyseLora(io.ComfyNode):
             read = from_wire(lora, "lora")
             progress = host.Progress(len(read.modules), cls.hidden.unique_id)
             base = ModelWeights(model, "The MODEL") if model is not None else None
-            study = Study(name.strip(), measure(read, base, progress.at))
+            study = study_of(name.strip(), read, base, progress.at)
             page = write_study(folder, study)
             pictures = to_image(study.heat_map()), to_image(study.spectra())
         report = f"{study.report()}\n{page}"
-        return io.NodeOutput(*pictures, report, ui=ui.PreviewText(report))
+        return io.NodeOutput(*pictures, report, ui=shown(pictures, report, cls))
 
 
 class LoraSimilarity(io.ComfyNode):
@@ -150,15 +158,16 @@ class LoraSimilarity(io.ComfyNode):
             path = write_json(folder / "similarity.json", found.as_dict())
             image = to_image(sheet)
         report = f"{told(found)}\n{path}"
-        return io.NodeOutput(image, report, ui=ui.PreviewImage(image, cls=cls))
+        return io.NodeOutput(image, report, ui=shown([image], report, cls))
 
 
 def similarity_sheet(found: Comparison):
     """A comparison's matrices below each other, and the cosines by block."""
     names = found.names
     pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
+    short = _told_apart(short_names(names, 10))
     by_block = {
-        f"{block}.{names[i]} / {names[j]}": abs(matrix[i, j].item())
+        f"{block}.{short[i]} / {short[j]}": matrix[i, j].item()
         for block, matrix in found.blocks.items()
         for i, j in pairs
         if block[-1].isdigit()
@@ -168,7 +177,15 @@ def similarity_sheet(found: Comparison):
         matrix_picture(names, found.shared.tolist(), "share of the row's energy in the column's space"),
         matrix_picture(names, found.conflict.tolist(), "share of entries with signs against each other"),
     ]
-    return stacked([*pictures, heat_map(by_block, "cosine by block, without its sign")] if by_block else pictures)
+    if not by_block:
+        return stacked(pictures)
+    scale = Scale(1.0, "cosine: blue is alike, orange is opposite", "g", both=True)
+    return stacked([*pictures, heat_map(by_block, "cosine by block", scale)])
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Names that are alike after they were cut get their place in the list."""
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
 
 
 class LoraImportance(io.ComfyNode):
@@ -254,9 +271,9 @@ class LoraImportance(io.ComfyNode):
 
         found = importance(read, velocity, levels, way, lambda done: progress.at(len(lines) + done))
         how = "without the block" if way == "without" else "by the block alone"
-        image = to_image(heat_map(found.cells(), f"change of the output {how}"))
+        image = to_image(heat_map(found.cells(), f"change of the output {how}", CHANGE))
         report = importance_report(found)
-        return io.NodeOutput(image, found.weights(least), report, ui=ui.PreviewImage(image, cls=cls))
+        return io.NodeOutput(image, found.weights(least), report, ui=shown([image], report, cls))
 
 
 def importance_report(found: Importance) -> str:

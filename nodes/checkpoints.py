@@ -8,13 +8,13 @@ from comfy_api.latest import io, ui
 
 from ..core.flux.checkpoint import Checkpoint
 from ..core.lora.bake import BakeOptions, UnbakeOptions, bake, unbake
-from ..core.lora.blocks import parse_weights
+from ..core.lora.blocks import check_weights
 from ..core.lora.extract import Extracted, ExtractOptions, convert, extract, selection
 from ..core.lora.record import Lora
 from ..core.options import parse
 from ..core.tensor_stream import open_tensors
 from . import host, types
-from .host.weights import ModelWeights, checkpoint_file, checkpoint_names, checkpoint_path
+from .host.weights import ModelWeights, checkpoint_file, checkpoint_name_of, checkpoint_names, checkpoint_path
 from .saving import save_lora
 from .widgets import inputs_of
 from .wire import from_wire, to_wire
@@ -56,13 +56,13 @@ def checkpoint_input(name: str, tooltip: str, *first: str):
 def saved(made: Extracted, name: str) -> io.NodeOutput:
     path = save_lora(name, made.lora)
     text = f"{path}\n{made.report()}"
-    return io.NodeOutput(to_wire(made.lora), path.name, text, ui=ui.PreviewText(text))
+    return io.NodeOutput(to_wire(made.lora), host.lora_name_of(path), text, ui=ui.PreviewText(text))
 
 
 def told_of(lora_file: str | None, layers: str | None) -> bool | str:
     """What is wrong with a name or with patterns of layers, before the queue starts."""
     named = host.told(host.lora_file, lora_file)
-    return named if named is not True else host.told(lambda text: parse_weights(selection(text)), layers)
+    return named if named is not True else host.told(lambda text: check_weights(selection(text)), layers)
 
 
 def file_facts(*names: str) -> list:
@@ -199,7 +199,7 @@ class BakeLora(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name, block_weights):
         named = host.told(checkpoint_file, name)
-        return named if named is not True else host.told(parse_weights, block_weights)
+        return named if named is not True else host.told(check_weights, block_weights)
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, **_):
@@ -212,7 +212,7 @@ class BakeLora(io.ComfyNode):
             source, out = from_wire(lora, "lora"), checkpoint_file(name, checkpoint)
             steps = bake(checkpoint_path(checkpoint), out, source, title_of(source), chosen)
             text = walk(steps, cls.hidden.unique_id).report()
-        return io.NodeOutput(out.name, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(checkpoint_name_of(out), text, ui=ui.PreviewText(text))
 
 
 class UnbakeLora(io.ComfyNode):
@@ -242,7 +242,7 @@ class UnbakeLora(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name, block_weights):
         named = host.told(checkpoint_file, name)
-        return named if named is not True else host.told(parse_weights, block_weights)
+        return named if named is not True else host.told(check_weights, block_weights)
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, base_file, **_):
@@ -256,7 +256,7 @@ class UnbakeLora(io.ComfyNode):
             before = None if base_file == NONE else checkpoint_path(base_file)
             steps = unbake(checkpoint_path(checkpoint), out, from_wire(lora, "lora"), before, chosen)
             text = walk(steps, cls.hidden.unique_id).report()
-        return io.NodeOutput(out.name, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(checkpoint_name_of(out), text, ui=ui.PreviewText(text))
 
 
 NODES = [ExtractLora, ExtractLoraFromFiles, ConvertToLora, BakeLora, UnbakeLora]

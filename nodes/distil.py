@@ -93,7 +93,7 @@ class DistilLoras(io.ComfyNode):
             tensors = to_wire(replace(lora, metadata=lesson.header(lora.metadata, chosen)))
         errors = errors_of(run, chosen.result)
         text = f"{run.lora_file}\n{errors.line() if errors else 'nothing is measured yet'}"
-        return io.NodeOutput(tensors, run, f"{name}.safetensors", ui=ui.PreviewText(text))
+        return io.NodeOutput(tensors, run, host.lora_name_of(host.lora_file(name)), ui=ui.PreviewText(text))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from ..core.evaluation.cells import Axis, Cell, CellStore, Patch, Settings
 from ..core.evaluation.sheet import Labels, sheets
 from ..core.files import digest, digest_tensors, read_tensors, write_json
 from ..core.images import save_picture, to_image
-from ..core.lora.blocks import apply_weights, parse_weights
+from ..core.lora.blocks import apply_weights, check_weights, parse_weights
+from ..core.lora.formats import read_lora
 from ..core.lora.inspection import inspect_lora
+from ..core.lora.record import Base
 from . import host, types
 from .host.cells import Painter, sampler_names, scheduler_names, with_lora_named
 from .loras import CATEGORY
@@ -143,7 +145,8 @@ class LoraGrid(io.ComfyNode):
         axes, cells = read_grid(values, list(sockets))
         with torch.inference_mode(False):
             shelf = Shelf(sockets, {name for cell in cells for name in names_in(cell)})
-        plan = Plan.of(axes, cells, shelf, painter.common(model))
+            plan = Plan.of(axes, cells, shelf, painter.common(model))
+            shelf.check(patch for patches in plan.patches for patch in patches)
         drawing = Drawing(plan, shelf, model, painter)
         try:
             drawing.draw(host.Progress(len(set(plan.keys)), cls.hidden.unique_id))
@@ -199,7 +202,7 @@ def read_grid(values: dict, sockets: Sequence[str] | None = None) -> tuple[tuple
                 "Connect it, or take its name out of the values."
             )
     for text in {cell.settings.blocks for cell in cells}:
-        parse_weights(text)
+        check_weights(text)
     return axes, cells
 
 
@@ -221,6 +224,16 @@ class Shelf:
 
     def name(self, digest: str) -> str:
         return next(name for name, known in self.digests.items() if known == digest)
+
+    def check(self, patches: Iterable[Patch]) -> None:
+        """Raise AtelierError for block weights that name what a LoRA's own kind of model has not."""
+        bases: dict[str, Base] = {}
+        for patch in dict.fromkeys(p for p in patches if p.blocks):
+            if patch.digest not in bases:
+                name = self.name(patch.digest)
+                lora = from_wire(self.sockets[name], name) if name in self.sockets else read_lora(file_of(name))
+                bases[patch.digest] = lora.base
+            parse_weights(patch.blocks, bases[patch.digest])
 
     def tensors(self, patch: Patch) -> dict[str, Tensor]:
         """A LoRA's tensors with its block weights; nothing where they leave nothing of it."""

@@ -4,11 +4,12 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..core.evaluation.grid import picture_grid
+from ..core.evaluation.lora_plots import titled
 from ..core.images import to_image, to_picture
-from ..core.lora.directions import WAYS, Selection, choose, select
+from ..core.lora.directions import WAYS, Selection, choose, name_of, select
 from ..core.lora.shared import split_shared
 from . import host, types
-from .analysis import read_numbers, read_prompts
+from .analysis import read_numbers, read_prompts, shown
 from .loras import CATEGORY
 from .wire import from_wire, to_wire
 
@@ -179,10 +180,11 @@ class DirectionStrip(io.ComfyNode):
         drawn = [vae.decode(latents[key])[0].float() for key in sorted(latents)]
         rows = [drawn[r * len(numbers) : (r + 1) * len(numbers)] for r in range(len(lines))]
         pictures = [[to_picture(p.permute(2, 0, 1)) for p in row] for row in rows]
-        labels = [f"{number:g}" for number in numbers]
+        labels = [f"strength {number:g}" for number in numbers]
         sheet = picture_grid(pictures, lines if len(lines) > 1 else [""], labels, max(128, min(512, width)))
-        image = to_image(sheet)
-        return io.NodeOutput(image, torch.stack(drawn), ui=ui.PreviewImage(image, cls=cls))
+        told = f"{name_of(found.parts, part, by)}, {found.share:.2%} of the energy; all other parts at {rest:g}"
+        image = to_image(titled(sheet, told))
+        return io.NodeOutput(image, torch.stack(drawn), ui=shown([image], told, cls))
 
 
 NODES = [SplitLora, SharedPart, DirectionStrip]

@@ -9,7 +9,7 @@ from ..core.lora.inspection import inspect_lora
 from ..core.lora.provenance import trigger_words
 from . import host, types
 from .saving import save_lora
-from .wire import LoraTensors, from_wire, to_wire
+from .wire import from_wire, opened
 
 CATEGORY = "Flux Atelier/LoRA"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -42,9 +42,7 @@ class LoadLora(io.ComfyNode):
     def execute(cls, lora_name: str) -> io.NodeOutput:
         with torch.inference_mode(False):
             tensors, metadata = read_tensors(host.lora_path(lora_name))
-            seen = inspect_lora(tensors, metadata, lora_name)
-            # What ComfyUI's own loaders would read wrong travels in the layout that they read right.
-            wire = LoraTensors(tensors, metadata) if seen.right_in_comfyui else to_wire(seen.lora)
+            wire, seen = opened(tensors, metadata, lora_name)
         trigger = ", ".join(trigger_words(metadata))
         return io.NodeOutput(wire, trigger, ui=ui.PreviewText(seen.text()))
 
@@ -105,8 +103,9 @@ class ConvertLora(io.ComfyNode):
             source = from_wire(lora, "lora")
             path = save_lora(name, source, {"lora": source}, layout, DTYPES[dtype])
             tensors, metadata = read_tensors(path)
-            text = f"{path}\n{inspect_lora(tensors, metadata, path.name).text()}"
-        return io.NodeOutput(LoraTensors(tensors, metadata), path.name, ui=ui.PreviewText(text))
+            wire, seen = opened(tensors, metadata, path.name)
+        left = f"\n{len(source.unknown)} tensors that nothing understands were left out" if source.unknown else ""
+        return io.NodeOutput(wire, path.name, ui=ui.PreviewText(f"{path}{left}\n{seen.text()}"))
 
 
 NODES = [LoadLora, InspectLora, ConvertLora]

@@ -98,7 +98,7 @@ class MergeLoras(io.ComfyNode):
             path = save_lora(name, merged.lora, {socket: lora for socket, _, lora in parts})
             tensors = to_wire(merged.lora)
         text = f"{path}\n{summary(parts, merged, chosen)}\n{merged.report()}"
-        return io.NodeOutput(tensors, path.name, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(tensors, host.lora_name_of(path), text, ui=ui.PreviewText(text))
 
 
 def bar(node_id: str | None) -> Callable[[int, int], None]:

@@ -137,7 +137,8 @@ def _written(name: str, source: Lora, resized: Resized) -> io.NodeOutput:
 def _output(name: str, made: Made, summary: str, table: str) -> io.NodeOutput:
     path = save_lora(name, made.lora, {"lora": made.source}, dtype=made.dtype)
     head = f"{path}\n{path.stat().st_size / 2**20:.2f} MiB\n{summary}"
-    return io.NodeOutput(to_wire(made.lora), path.name, f"{head}\n\n{table}", ui=ui.PreviewText(head))
+    text = f"{head}\n\n{table}"
+    return io.NodeOutput(to_wire(made.lora), host.lora_name_of(path), text, ui=ui.PreviewText(head))
 
 
 class PruneLora(io.ComfyNode):

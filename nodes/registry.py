@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..core.errors import AtelierError
-from ..core.files import digest_of
+from ..core.files import digest_of, read_tensors
 from ..core.lora.formats import read_lora
 from ..core.lora.header import edit_header, hash_file, read_header, refuse_fixed
 from ..core.lora.identity import identity
@@ -18,7 +18,7 @@ from ..core.lora.registry import Entry, Parent, Registry, open_registry
 from ..core.lora.scan import UNREADABLE, lora_files, record, scan
 from ..core.lora.search import Sort, search
 from . import host, types
-from .wire import to_wire
+from .wire import opened
 
 log = logging.getLogger("flux_atelier")
 CATEGORY = "Flux Atelier/LoRA"
@@ -144,7 +144,7 @@ class FindLora(io.ComfyNode):
             raise AtelierError(found[index].problem)
         name = lora_name(Path(found[index].path))
         with torch.inference_mode(False):
-            lora = to_wire(read_lora(host.lora_path(name)))
+            lora, _ = opened(*read_tensors(host.lora_path(name)), name)
         return io.NodeOutput(table, name, lora, ui=ui.PreviewText(table))
 
 

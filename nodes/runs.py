@@ -81,7 +81,8 @@ class AverageStates(io.ComfyNode):
         with torch.inference_mode(False):
             lora = average_states(run, last)
             path, tensors = save_lora(name, lora), to_wire(lora)
-        return io.NodeOutput(tensors, path.name, ui=ui.PreviewText(f"{path}\n{lora.metadata['flux_atelier.recipe']}"))
+        text = f"{path}\n{lora.metadata['flux_atelier.recipe']}"
+        return io.NodeOutput(tensors, host.lora_name_of(path), ui=ui.PreviewText(text))
 
 
 NODES = [LoadTrainingSettings, AverageStates]

@@ -1,10 +1,16 @@
 """LoRAs on wires: core's LORA_MODEL, a dict of tensors, with the file's header beside it where there is one."""
 
+import logging
+
 import torch
 
 from ..core.errors import AtelierError
 from ..core.lora.formats import parse_lora, to_layout
+from ..core.lora.formats.writing import told_base
+from ..core.lora.inspection import Inspection, inspect_lora
 from ..core.lora.record import Lora
+
+log = logging.getLogger("flux_atelier")
 
 
 class LoraTensors(dict[str, torch.Tensor]):
@@ -17,7 +23,22 @@ class LoraTensors(dict[str, torch.Tensor]):
 
 def to_wire(lora: Lora) -> LoraTensors:
     """A LoRA as a LORA_MODEL: kohya keys, which all of ComfyUI's loaders read right, in float32."""
-    return LoraTensors(to_layout(lora, "kohya", torch.float32), lora.metadata)
+    return LoraTensors(to_layout(lora, "kohya", torch.float32), told_base(lora))
+
+
+def opened(tensors: dict[str, torch.Tensor], metadata: dict[str, str], name: str) -> tuple[LoraTensors, Inspection]:
+    """A file's LoRA as a LORA_MODEL, and what it is.
+
+    What ComfyUI's own loaders would read wrong travels in the layout that they read right, where there is one.
+    Raises AtelierError as parse_lora does.
+    """
+    seen = inspect_lora(tensors, metadata, name)
+    if not seen.right_in_comfyui:
+        try:
+            return to_wire(seen.lora), seen
+        except AtelierError as error:  # a DoRA of diffusers': the nodes here read it as it is
+            log.warning("%s travels as it is: %s", name, error)
+    return LoraTensors(tensors, metadata), seen
 
 
 def from_wire(tensors: dict[str, torch.Tensor], name: str) -> Lora:
@@ -27,4 +48,5 @@ def from_wire(tensors: dict[str, torch.Tensor], name: str) -> Lora:
     """
     if not isinstance(tensors, dict):
         raise AtelierError(f"{name} is no LoRA but {type(tensors).__name__}. Connect the lora output of a node.")
-    return parse_lora(tensors, getattr(tensors, "metadata", {}), name)
+    # ComfyUI's own training leaves its tensors where it computed them.
+    return parse_lora({k: v.detach().cpu() for k, v in tensors.items()}, getattr(tensors, "metadata", {}), name)

@@ -100,6 +100,18 @@ def divide(directions: Sequence[Direction], by: By) -> Parts:
     )
 
 
+def name_of(parts: Parts, number: int, by: By) -> str:
+    """A part in words: "direction 1 of 16", or a pair with its layer.
+
+    number  counts from 1
+    """
+    told = f"{by} {number} of {len(parts.shares)}"
+    if by != "pair":
+        return told
+    module, place = next((m, own.index(number) + 1) for m, own in parts.numbers.items() if number in own)
+    return f"{told} ({module}, direction {place})"
+
+
 def choose(text: str, count: int) -> frozenset[int]:
     """Read which parts are switched on: "1-3, 5", "4-" for all from the fourth, "-1" or "-2-4" for all but those.
 

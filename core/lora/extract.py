@@ -22,13 +22,14 @@ from .factors import Factors, truncate
 from .kinds import WIDEST, Hada, Kron, Layer, Rotation, plain
 from .provenance import inherit
 from .recompress import Retained, recompress, retained_report, share_kept
-from .record import Lora
+from .record import Base, Lora
 from .tiles import change_over, size_of
 
 CPU = torch.device("cpu")
 MORE = 8  # directions beyond the rank that the last step chooses from
 ROUNDS, SEED = 4, 0  # of subspace iteration in the randomised SVD
 ROWS = 256
+FLUX2 = "double_stream_modulation_img.lin.weight"  # a parameter that Flux.2 has and Flux.1 has not
 SIDE = 512  # shorter side up to which Gram matrices are in float64, where it costs nothing
 Method = Literal["exact", "fast"]
 
@@ -100,7 +101,8 @@ def extract(
     Raises AtelierError if the models are of different kinds or do not differ.
     """
     options = options or ExtractOptions()
-    names = _chosen(tuned, base, options.layers)
+    kind = _kind(tuned, base)
+    names = _chosen(tuned, base, options.layers, kind)
     modules: dict[str, Layer] = {}
     fits: dict[str, Retained] = {}
     vectors: dict[str, Tensor] = {}
@@ -119,7 +121,7 @@ def extract(
     if not modules and not vectors:
         raise AtelierError(f"{tuned.name} and {base.name} do not differ in these layers. Choose two different models.")
     recipe = {"extract": {"tuned": tuned.name, "base": base.name} | told(options)}
-    lora = Lora(modules, "kohya", inherit([], recipe), vectors=vectors)
+    lora = Lora(modules, "kohya", inherit([], recipe), vectors=vectors, base=kind)
     yield Step(len(names), len(names), "", Extracted(lora, fits, same, _note(tuned, base)))
 
 
@@ -158,13 +160,13 @@ def _converted(
     leans = isinstance(layer, Rotation) or (isinstance(layer, Factors) and layer.normed)
     if _in_factors(layer):
         return recompress(plain(layer), options.rank, options.energy)
-    if base is None:
-        if leans:
-            raise AtelierError(
-                f"{module} changes its weight by what the weight is, so the base model is needed. Connect it."
-            )
+    if not leans:
         out, width = size_of(layer)
         weight = torch.zeros(out, width or 1)
+    elif base is None:
+        raise AtelierError(
+            f"{module} changes its weight by what the weight is, so the base model is needed. Connect it."
+        )
     else:
         weight = fitting(base, module, layer)
     factors, retained = fit(change_over(layer, weight), options, device)
@@ -266,9 +268,13 @@ def _difference(tuned: Weights, base: Weights, name: str) -> Tensor:
     return delta
 
 
-def _chosen(tuned: Weights, base: Weights, layers: str) -> list[str]:
+def _kind(tuned: Weights, base: Weights) -> Base:
+    return "flux2" if FLUX2 in tuned.shapes or FLUX2 in base.shapes else "flux1"
+
+
+def _chosen(tuned: Weights, base: Weights, layers: str, kind: Base) -> list[str]:
     """The parameters to compare; raises AtelierError unless both models have them alike."""
-    weights = parse_weights(selection(layers))
+    weights = parse_weights(selection(layers), kind)
     names = [name for name in tuned.shapes if weights.of(name.removesuffix(".weight"))]
     for name in names:
         ours, theirs = tuned.shapes[name], base.shapes.get(name)
@@ -277,8 +283,9 @@ def _chosen(tuned: Weights, base: Weights, layers: str) -> list[str]:
             raise AtelierError(
                 f"{name} is {_size(ours)} in {tuned.name} and {found}. Choose two models of the same kind."
             )
-    missing = next((name for name in base.shapes if name not in tuned.shapes), None)
-    if missing and weights.of(missing.removesuffix(".weight")):
+    absent = (name for name in base.shapes if name not in tuned.shapes)
+    missing = next((name for name in absent if weights.of(name.removesuffix(".weight"))), None)
+    if missing:
         raise AtelierError(f"{base.name} has {missing}, which {tuned.name} lacks. Choose two models of the same kind.")
     return names
 

@@ -103,7 +103,7 @@ def edit_header(source: Path, changes: Mapping[str, str | None], out: Path | Non
     names = [*header.metadata, *(k for k in said if k not in header.metadata)]
     pairs = {k: (header.metadata.get(k, ""), said.get(k, "")) for k in names}
     differ = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
-    target = source if out is None else Path(out)
+    target = source.resolve() if out is None else Path(out)  # a link stays one
     if differ or target.resolve() != source.resolve():
         packed = _packed(said, header.tensors)
         if len(packed) - 8 > LARGEST:

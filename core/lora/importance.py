@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import AtelierError
+from .formats.names import is_text
 from .kinds import Layer
 from .places import place_of
 from .record import Layers, Lora
@@ -48,8 +49,9 @@ class Importance:
 
 
 def blocks_of(lora: Lora) -> list[str]:
-    """The blocks a LoRA changes, in its order."""
-    return list(dict.fromkeys(place_of(name).block for name in (*lora.modules, *lora.vectors)))
+    """The blocks of the model that a LoRA changes, in its order; text encoders, which no velocity shows, are none."""
+    names = (name for name in (*lora.modules, *lora.vectors) if not is_text(name))
+    return list(dict.fromkeys(place_of(name).block for name in names))
 
 
 def only(lora: Lora, blocks: Collection[str]) -> Lora:
@@ -75,13 +77,17 @@ def importance(
     velocity  the model; called twice, and once more for each block
     sigmas    noise levels, each above 0 and up to 1
     seen      called with the number of calls done
-    Raises AtelierError without a noise level, or for one out of range.
+    Raises AtelierError without a noise level, for one out of range, and for a LoRA of text encoders alone.
     """
     odd = next((s for s in sigmas if not 0 < s <= 1), None)
     if not sigmas or odd is not None:
         what = "There is no noise level" if odd is None else f"The noise level is {odd}"
         raise AtelierError(f"{what}. Give numbers above 0 and up to 1, such as 0.9, 0.6, 0.3.")
     blocks = blocks_of(lora)
+    if not blocks:
+        raise AtelierError(
+            "The LoRA changes text encoders alone, which this does not measure. Choose one for the model."
+        )
     base = velocity(None, sigmas)
     seen(1)
     full = velocity(lora, sigmas)

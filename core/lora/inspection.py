@@ -1,6 +1,5 @@
 """What a LoRA file is, layer by layer, and what ComfyUI and diffusers will make of it."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +8,14 @@ from torch import Tensor
 
 from .factors import Factors
 from .formats.bases import NAMES
+from .formats.comfy import read_by_comfyui
 from .formats.layouts import SCHEMES
 from .formats.names import is_text
 from .formats.reading import parse_lora
 from .kinds import Layer, kind_of
 from .provenance import trigger_words
 from .record import Lora
+from .tiles import size_of
 
 SHOWN_KEYS = 8  # keys that are not understood, of which so many are named
 LONGEST = 160  # characters of a header's entry
@@ -43,12 +44,12 @@ class Inspection:
     precision: str
     size: int
     warnings: tuple[str, ...]
-    has_alpha: bool
+    missed: tuple[str, ...]  # keys that ComfyUI's loader does not read, or not as they are meant
 
     @property
     def right_in_comfyui(self) -> bool:
         """Whether ComfyUI's own loader reads every layer, at the strength that is meant."""
-        return SCHEMES[self.lora.layout].comfy and (self.has_alpha or not header_scale(self.lora.metadata))
+        return not self.missed
 
     def text(self, every_layer: bool = False) -> str:
         """All of it in lines; `every_layer` lists the layers one by one."""
@@ -93,8 +94,11 @@ def inspect_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], nam
     dtypes = Counter(str(t.dtype).removeprefix("torch.") for k, t in tensors.items() if not k.endswith(".alpha"))
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     precision = ", ".join(name for name, _ in dtypes.most_common())
+    missed = tuple(k for k in tensors if k not in set(lora.unknown) and not read_by_comfyui(k, lora.base))
     has_alpha = any(k.endswith(".alpha") for k in tensors)
-    return Inspection(name, lora, layers, precision, size, tuple(warnings_of(lora, has_alpha)), has_alpha)
+    loud = {} if has_alpha else {x.module: x.scale for x in layers if x.kind in ("LoRA", "DoRA") and x.scale != 1}
+    warnings = warnings_of(lora, len(missed), len(tensors), sorted(set(loud.values())), has_alpha)
+    return Inspection(name, lora, layers, precision, size, tuple(warnings), (*missed, *loud))
 
 
 def _facts(module: str, layer: Layer) -> LayerFacts:
@@ -102,16 +106,8 @@ def _facts(module: str, layer: Layer) -> LayerFacts:
     if isinstance(layer, Factors):
         return LayerFacts(module, kind, len(layer.up), layer.down.shape[1], layer.rank, layer.alpha, layer.scale)
     scale = getattr(layer, "scale", 1.0)
-    out, width = _sizes(layer)
-    return LayerFacts(module, kind, out, width, layer.rank, scale * layer.rank, scale)
-
-
-def _sizes(layer: Layer) -> tuple[int, int]:
-    """Outputs and inputs of a layer; a rotation has no inputs of its own (0)."""
-    if kind_of(layer) in ("OFT", "BOFT"):
-        blocks = layer.blocks  # pyright: ignore[reportAttributeAccessIssue]
-        return blocks.shape[-3] * blocks.shape[-1], 0
-    return tuple(layer.delta().shape)  # pyright: ignore[reportAttributeAccessIssue]
+    out, width = size_of(layer)
+    return LayerFacts(module, kind, out, width or 0, layer.rank, scale * layer.rank, scale)
 
 
 def _spread(values: list) -> str:
@@ -122,28 +118,33 @@ def _spread(values: list) -> str:
     return ", ".join(f"{v:g}" for v in some) if len(some) <= 3 else f"{some[0]:g} to {some[-1]:g}"
 
 
-def warnings_of(lora: Lora, has_alpha: bool) -> list[str]:
-    """Sentences on what ComfyUI and diffusers will not read as it is meant."""
+def warnings_of(lora: Lora, missed: int, keys: int, loud: list[float], has_alpha: bool) -> list[str]:
+    """Sentences on what ComfyUI and diffusers will not read as it is meant.
+
+    missed, keys  keys that ComfyUI does not read, and all
+    loud          scales that are in the header alone
+    """
     scheme, told = SCHEMES[lora.layout], []
-    if not scheme.comfy:
-        told.append("ComfyUI loads none of this layout as it is. Convert it to kohya.")
+    if missed:
+        told.append(f"ComfyUI reads {keys - missed} of {keys} keys as they are. Convert it to kohya.")
     if not scheme.diffusers:
         told.append("diffusers does not read this layout. Convert it to kohya or diffusers.")
-    if scheme.comfy and scheme.names == "diffusers":
+    if not missed and scheme.names == "diffusers" and lora.base != "sdxl":
         told.append(
             "ComfyUI's bypass loader takes q, k and v for the whole projection here. Convert it to kohya for that."
         )
-    header = header_scale(lora.metadata)
-    if header and not has_alpha:
+    if loud:
+        strengths = ", ".join(f"{1 / scale:.3g}" for scale in loud if scale)
         told.append(
-            f"Its alpha is in the header alone, which ComfyUI does not read: there it acts {1 / header:.3g} times as strong. "
+            f"Its alpha is in the header alone, which ComfyUI does not read: there it acts {strengths} times as strong. "
             "Convert it to kohya."
         )
     if has_alpha and "lora_adapter_metadata" in lora.metadata:
         told.append("It has alpha in its keys and in its header, which diffusers refuses. Convert it to kohya.")
     if any(isinstance(layer, Factors) and layer.normed for layer in _some(lora)):
         told.append(
-            "It is a DoRA: merging and resizing need a plain one; Convert to Plain LoRA makes it, with the base model."
+            "It is a DoRA: merging and resizing need a plain one; Convert to Plain LoRA makes it, with the base model. "
+            "diffusers leaves its norms out for Flux."
         )
     return told
 
@@ -152,17 +153,3 @@ def _some(lora: Lora):
     """The first layers, which tell the kind of all."""
     for _, (_, layer) in zip(range(4), lora.modules.items(), strict=False):
         yield layer
-
-
-def header_scale(metadata: Mapping[str, str]) -> float:
-    """alpha / rank as peft's header tells it, where it is not 1; else 0."""
-    try:
-        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except json.JSONDecodeError:
-        return 0.0
-    config = {k.removeprefix("transformer."): v for k, v in config.items()} if isinstance(config, dict) else {}
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not rank or not alpha:
-        return 0.0
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    return 0.0 if scale == 1 else scale

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import AtelierError
 from .factors import Factors
 
+TINY = 1e-12  # a norm below is that of a row of zeros
 WIDEST = 2048  # rank up to which a delta is still worth writing as plain factors
 
 
@@ -215,7 +216,7 @@ def delta_over(layer: Layer, weight: Tensor) -> Tensor:
         return delta
     whole = weight.double() + delta.double()
     if layer.magnitude is not None:
-        scale = layer.magnitude.double() / whole.norm(dim=1)
+        scale = layer.magnitude.double() / whole.norm(dim=1).clamp(min=TINY)
     else:
-        scale = cast(Tensor, layer.dora_scale).double() / weight.double().norm(dim=1)
+        scale = cast(Tensor, layer.dora_scale).double() / weight.double().norm(dim=1).clamp(min=TINY)
     return (scale[:, None] * whole - weight.double()).float()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .record import Lora
 
@@ -23,7 +24,7 @@ def inherit(loras: Sequence[Lora], recipe: Mapping[str, object]) -> dict[str, st
     kept = {k: v for k, v in loras[0].metadata.items() if not is_file_fact(k)} if alone else _common(loras)
     triggers = [word for lora in loras for word in trigger_words(lora.metadata)]
     tags = _tags(loras)
-    before = [json.loads(lora.metadata[RECIPE]) if RECIPE in lora.metadata else None for lora in loras]
+    before = [_entry(lora, RECIPE) or None for lora in loras]
     told = {**recipe, "before": before} if any(before) else dict(recipe)
     kept |= {
         TRIGGER: ", ".join(dict.fromkeys(triggers)),
@@ -59,12 +60,21 @@ def _tags(loras: Sequence[Lora]) -> dict[str, dict[str, int]]:
     """All sources' ss_tag_frequency in one: the counts of captions' tags by dataset."""
     union: dict[str, dict[str, int]] = {}
     for lora in loras:
-        try:
-            table = json.loads(lora.metadata.get(TAGS, "{}"))
-        except json.JSONDecodeError:
-            continue  # what another program wrote there is its own affair; the rest of the header still counts
-        for folder, tags in table.items() if isinstance(table, dict) else ():
-            counts = union.setdefault(folder, {})
-            for tag, number in tags.items():
+        for folder, tags in _entry(lora, TAGS).items():
+            numbers = {tag: n for tag, n in tags.items() if isinstance(n, int)} if isinstance(tags, dict) else {}
+            counts = union.setdefault(folder, {}) if numbers else {}
+            for tag, number in numbers.items():
                 counts[tag] = counts.get(tag, 0) + number
     return union
+
+
+def _entry(lora: Lora, key: str) -> dict[str, Any]:
+    """A header's entry that is a JSON object; nothing where it is none.
+
+    What another program wrote there is its own affair; the rest of the header still counts.
+    """
+    try:
+        found = json.loads(lora.metadata.get(key, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

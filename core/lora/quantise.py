@@ -29,6 +29,7 @@ STORAGES: tuple[Storage, ...] = ("float16", "bfloat16", "float8_e4m3fn", "int8")
 DTYPES = {name: getattr(torch, name) for name in STORAGES}
 TOP = {"float16": 1.0, "bfloat16": 1.0, "float8_e4m3fn": 28.0, "int8": 127.0}
 
+SMALLEST = 2.0**-120  # what lifts a smaller value to TOP is more than float32 holds
 SEEN = 1e-14  # a squared relative error below this is rounding of the comparison
 
 
@@ -135,9 +136,14 @@ def stored(layer: Layer, storage: Storage) -> Layer:
 
 def _shifted(layer: Factors, top: float) -> Factors:
     """The same layer with both factors multiplied by powers of two, their largest values in (top / 2, top]."""
-    up, down = layer.up.float(), layer.down.float()
+    up, down = (_heard(factor.float()) for factor in (layer.up, layer.down))
     one, two = (_power(factor, top) for factor in (up, down))
     return replace(layer, up=up * one, down=down * two, alpha=layer.alpha / (one * two))
+
+
+def _heard(factor: Tensor) -> Tensor:
+    """The factor, or zeros where nothing of it is large enough to be scaled."""
+    return factor if _largest(factor) > SMALLEST else torch.zeros_like(factor)
 
 
 def _power(factor: Tensor, top: float) -> float:

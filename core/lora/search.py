@@ -43,7 +43,8 @@ def search(
     if not missing:
         where.append("missing = 0")
     clause = f"WHERE {' AND '.join(where)}" if where else ""
-    sql = f"SELECT * FROM loras {clause} ORDER BY {ORDER[sort]} LIMIT ?"
+    # What could not be read stands last, whatever the order.
+    sql = f"SELECT * FROM loras {clause} ORDER BY problem <> '', {ORDER[sort]} LIMIT ?"
     return [entry_of(row) for row in registry.rows(sql, [*values, max(1, limit)])]
 
 

@@ -6,6 +6,7 @@ from .drawing import sample as sample
 from .drawing import with_lora as with_lora
 from .folders import inside as inside
 from .folders import lora_file as lora_file
+from .folders import lora_name_of as lora_name_of
 from .folders import lora_names as lora_names
 from .folders import lora_path as lora_path
 from .folders import model_folders as model_folders

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from ...core.errors import AtelierError
+from ...core.lora.formats import parse_lora
+from ...core.lora.formats.bases import NAMES
+from ...core.lora.formats.names import is_text
+from ...core.lora.tiles import size_of
 from .model import fingerprint
 from .progress import check_cancel
 
@@ -52,8 +56,37 @@ def condition(clip, text: str, guidance: float | None = None) -> list:
 
 
 def with_lora(model, lora: dict[str, Tensor], strength: float):
-    """A clone of a MODEL with a LORA_MODEL applied."""
+    """A clone of a MODEL with a LORA_MODEL applied.
+
+    Raises AtelierError for a LoRA of another model, which ComfyUI would only log.
+    """
+    refuse_misfit(model, lora)
     return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+
+
+def refuse_misfit(model, lora: dict[str, Tensor]) -> None:
+    """Refuse a LoRA none of whose layers is the MODEL's, or one of which has another size."""
+    record = parse_lora(dict(lora), getattr(lora, "metadata", {}), "The LoRA")
+    inner, fitting = model.model.diffusion_model, 0
+    for name, layer in record.modules.items():
+        if is_text(name):
+            fitting += 1
+            continue
+        try:
+            module = inner.get_submodule(name)
+        except AttributeError:
+            continue
+        fitting += 1
+        mine, theirs = (getattr(module, "out_features", None), getattr(module, "in_features", None)), size_of(layer)
+        if None not in mine and (mine[0] != theirs[0] or theirs[1] not in (None, mine[1])):
+            raise AtelierError(
+                f"{name} is {mine[0]} x {mine[1]} in the MODEL, and {theirs[0]} x {theirs[1] or mine[1]} in the LoRA. "
+                "Take a LoRA that was made for this model."
+            )
+    if record.modules and not fitting:
+        raise AtelierError(
+            f"The LoRA is for {NAMES[record.base]}, and none of its layers is the MODEL's. Take a LoRA that was made for it."
+        )
 
 
 def sample(model, positive: list, latent: Tensor, seed: int, steps: int, denoise: float = 1.0) -> Tensor:

@@ -1,5 +1,6 @@
 """ComfyUI's folders, and names that may not lead out of them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def lora_file(name: str) -> Path:
     return inside(output_folder("loras"), f"{name}.safetensors")
 
 
+def lora_name_of(path: Path) -> str:
+    """The name under which ComfyUI's loaders list a file of output/loras, folders below it included."""
+    return str(path.relative_to(output_folder("loras")))
+
+
 def lora_names() -> list[str]:
     """The LoRA files that ComfyUI knows."""
     return folder_paths.get_filename_list("loras")
@@ -45,9 +51,12 @@ def run_folder(name: str) -> Path:
 
 
 def inside(root: Path, *parts: str) -> Path:
-    """A path below a root; raises AtelierError if a part leads out of it."""
-    root = root.resolve()
-    path = root.joinpath(*parts).resolve()
+    """A path below a root, .. worked out by names alone; raises AtelierError if a part leads out of it.
+
+    A link that a person has put below the root is followed: models and outputs often lie on another disk.
+    """
+    root = Path(os.path.abspath(root))
+    path = Path(os.path.abspath(root.joinpath(*parts)))
     if path == root or not path.is_relative_to(root):
         raise AtelierError(f"The name {'/'.join(parts)!r} leads out of {root}. Use a plain name without .. or /.")
     return path

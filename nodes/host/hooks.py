@@ -133,7 +133,10 @@ def beside(name: str, layer: Layer) -> Beside:
 
 
 def _refuse_other_sizes(parts: dict[str, Beside], inner: nn.Module) -> None:
-    """Drop the layers that a model lacks, with a word; raise AtelierError where none or another size is left."""
+    """Drop the layers that a model lacks, with a word.
+
+    Raises AtelierError where none is left, or one that is not linear or of another size.
+    """
     named = dict(inner.named_modules())
     for name in [name for name in parts if name not in named]:
         log.warning("The MODEL has no %s; that layer of the LoRA does nothing.", name)
@@ -143,8 +146,13 @@ def _refuse_other_sizes(parts: dict[str, Beside], inner: nn.Module) -> None:
     for name, part in parts.items():
         layer = named[name]
         sizes = getattr(layer, "out_features", None), getattr(layer, "in_features", None)
+        if None in sizes:
+            raise AtelierError(
+                f"{name} is a {type(layer).__name__} and no linear layer, so a LoRA cannot work beside it. "
+                "Use LoRA Hooks with Schedule in its place."
+            )
         last = part.up if part.down is None else part.down
-        if part.up is None or last is None or None in sizes:
+        if part.up is None or last is None:
             continue
         if sizes != (part.up.shape[0], last.shape[1]):
             raise AtelierError(

@@ -116,3 +116,8 @@ def checkpoint_file(name: str, source: str = "") -> Path:
         raise AtelierError(f"The name is {name!r}. Give the model a name.")
     whole = any((Path(folder) / source).is_file() for folder in folder_paths.get_folder_paths("checkpoints"))
     return inside(output_folder(FOLDERS[1] if source and whole else FOLDERS[0]), f"{name.strip()}.safetensors")
+
+
+def checkpoint_name_of(path: Path) -> str:
+    """The name of a file of checkpoint_file in ComfyUI's lists, folders below its own included."""
+    return next(str(path.relative_to(f)) for f in map(output_folder, FOLDERS) if path.is_relative_to(f))

@@ -212,6 +212,22 @@ def test_what_only_works_in_the_weights_is_refused(nano, record):
             schedule_lora(nano[0], lora, parse_schedule("1"))
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("only_bias", [False, True])
+def test_convolutions_are_refused(kernel, only_bias):
+    from types import SimpleNamespace
+
+    from flux_atelier.nodes.host.hooks import schedule_lora
+
+    inner = torch.nn.ModuleDict({"conv": torch.nn.Conv2d(4, 4, kernel)})
+    layer = Factors(torch.ones(4, 1), torch.ones(1, 4 * kernel**2), 1.0, kernel=(kernel, kernel))
+    lora = Lora(
+        {} if only_bias else {"conv": layer}, "kohya", vectors={"conv.bias": torch.ones(4)} if only_bias else {}
+    )
+    with pytest.raises(AtelierError, match=r"conv is a Conv2d .* Use LoRA Hooks with Schedule"):
+        schedule_lora(SimpleNamespace(model=SimpleNamespace(diffusion_model=inner)), lora, parse_schedule("1"))
+
+
 def test_a_failed_step_leaves_no_hook_behind(nano, record, prompt):
     from flux_atelier.nodes.host.hooks import schedule_lora
 
@@ -274,3 +290,20 @@ def test_mistakes_are_told_before_the_queue(comfyui, node, inputs, words):
 
     told = getattr(block_weights, node).validate_inputs(**inputs)
     assert told is True if words is True else words in told
+
+
+def test_a_grid_takes_the_blocks_of_any_model_and_knows_its_loras(comfyui):
+    from flux_atelier.core.evaluation.cells import Patch
+    from flux_atelier.nodes import lora_grid
+
+    base = dict.fromkeys(("x_axis", "y_axis", "z_axis"), "none") | dict.fromkeys(
+        ("x_values", "y_values", "z_values"), ""
+    )
+    given = base | {"name": "grid", "prompts": "a house", "blocks": "single.40 = 0"}  # of Flux.2
+    assert lora_grid.LoraGrid.validate_inputs(**given) is True
+    assert "sinlge" in lora_grid.LoraGrid.validate_inputs(**given | {"blocks": "sinlge = 0"})
+    layer = Factors(torch.ones(12, 1), torch.ones(1, 4), 1.0)
+    shelf = lora_grid.Shelf({"lora0": wire(Lora({"double_blocks.0.img_attn.qkv": layer}, "kohya"))}, {"lora0"})
+    shelf.check([Patch(shelf.digests["lora0"], 1.0, "single.30 = 0"), Patch(shelf.digests["lora0"], 1.0, "")])
+    with pytest.raises(AtelierError, match=r"Flux\.1 has single_blocks 0 to 37"):
+        shelf.check([Patch(shelf.digests["lora0"], 1.0, "single.40 = 0")])

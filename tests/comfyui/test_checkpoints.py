@@ -281,7 +281,71 @@ def test_files_are_listed_and_names_stay_inside(models):
     assert "no entry" in checkpoints.BakeLora.validate_inputs("x", "nonsense")
     assert checkpoints.BakeLora.validate_inputs("x", "single = 0.5") is True
     assert "no Flux.1 model has" in checkpoints.ExtractLora.validate_inputs("x", "sinlge")
+    for node in (checkpoints.BakeLora, checkpoints.UnbakeLora):
+        assert node.validate_inputs("x", "single.40 = 0") is True  # of Flux.2
+    for node in (checkpoints.ExtractLora, checkpoints.ExtractLoraFromFiles):
+        assert node.validate_inputs("x", "single.40") is True
     assert checkpoints.ExtractLora.validate_inputs("x", "single.7-20, attention") is True
+
+
+def test_linked_models_and_folders_are_used(models, tmp_path, monkeypatch):
+    import folder_paths
+
+    from flux_atelier.nodes import host
+    from flux_atelier.nodes.host.weights import checkpoint_file, checkpoint_names, checkpoint_path
+
+    store = tmp_path / "store"
+    store.mkdir()
+    target = write_tensors(store / "kept.safetensors", {"a": torch.ones(1)})
+    output = tmp_path / "output"
+    (output / "diffusion_models").mkdir(parents=True)
+    (output / "loras").symlink_to(store)
+    (output / "diffusion_models" / "linked.safetensors").symlink_to(target)
+    (output / "diffusion_models" / "disk").symlink_to(store)
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda _: [str(output / "diffusion_models")])
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(output))
+    assert {"linked.safetensors", "disk/kept.safetensors"} <= set(checkpoint_names())
+    for name in ("linked.safetensors", "disk/kept.safetensors"):
+        assert checkpoint_path(name) == output / "diffusion_models" / name
+        assert checkpoint_path(name).samefile(target)
+    assert checkpoint_file("disk/x") == output / "diffusion_models" / "disk" / "x.safetensors"
+    assert host.lora_file("sub/x") == output / "loras" / "sub" / "x.safetensors"
+    assert host.lora_name_of(host.lora_file("sub/x")) == "sub/x.safetensors"
+    for name in ("../x", "disk/../../x", str(store / "x"), "/etc/x"):
+        for place in (host.lora_file, checkpoint_file, host.run_folder):
+            with pytest.raises(AtelierError, match="leads out"):
+                place(name)
+    with pytest.raises(AtelierError, match="leads out"):
+        checkpoint_path(str(target))
+    with pytest.raises(AtelierError, match="leads out"):
+        checkpoint_path("../../store/kept.safetensors")
+
+
+def test_a_picture_folder_is_found_only_where_it_really_lies(folders, tmp_path):
+    from flux_atelier.nodes import host
+
+    (tmp_path / "pictures").mkdir()
+    link = folders / "input" / "away"
+    link.symlink_to(tmp_path / "pictures")
+    try:
+        for name in ("away", str(link), str(tmp_path / "pictures")):
+            with pytest.raises(AtelierError, match="no folder"):
+                host.picture_folder(name)
+    finally:
+        link.unlink()
+
+
+def test_names_in_subfolders_are_those_of_the_lists(models):
+    from flux_atelier.nodes import checkpoints
+
+    lora = wire(some_lora())
+    name = run(
+        checkpoints.BakeLora, checkpoint="nano-bf16.safetensors", lora=lora, strength=1.0, block_weights="",
+        dtype="same", name="sub/baked",
+    ).args[0]  # fmt: skip
+    assert name == "sub/baked.safetensors"
+    options = dict(rank=2, energy=0.0, method="exact", layers="single", name="sub/plain")
+    assert run(checkpoints.ConvertToLora, lora=lora, **options).args[1] == "sub/plain.safetensors"
 
 
 def test_a_model_that_shows_no_weights_is_told(models):

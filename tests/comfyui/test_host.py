@@ -247,3 +247,14 @@ def test_kontext_is_computed_as_comfyui_and_diffusers_do():
         )[0][:, : packed[0].shape[1]]  # fmt: skip
     h, w = latent.shape[-2:]
     assert (FluxPipeline._unpack_latents(out, h * 8, w * 8, 8) - ours).abs().max() <= 1e-5
+
+
+def test_a_lora_of_another_model_is_refused_before_anything_is_drawn():
+    from flux_atelier.nodes import host
+
+    wide = Lora({"double_blocks.0.img_attn.qkv": Factors(torch.ones(9216, 2), torch.ones(2, 3072), 2.0)}, "kohya")
+    other = Lora({"input_blocks.4.1.proj_in": Factors(torch.ones(64, 2), torch.ones(2, 64), 2.0)}, "kohya", base="sdxl")
+    model = float32_model()
+    for lora, words in ((wide, "is 768 x 256 in the MODEL, and 9216 x 3072"), (other, "is for SDXL")):
+        with pytest.raises(AtelierError, match=words):
+            host.with_lora(model, to_layout(lora, "kohya", torch.float32), 1.0)

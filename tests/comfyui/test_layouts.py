@@ -13,6 +13,7 @@ from test_lora_layouts import REAL, kinds, lora_of
 from flux_atelier.core.lora.formats import module_name, parse_lora, to_layout
 from flux_atelier.core.lora.formats.layouts import SCHEMES
 from flux_atelier.core.lora.formats.tables import pieces_of
+from flux_atelier.core.lora.inspection import inspect_lora
 from flux_atelier.core.lora.kinds import delta_over
 from flux_atelier.core.lora.record import Lora
 
@@ -189,3 +190,28 @@ def test_sd3_and_flux2_names_are_comfyuis():
             seen += 1
             assert found.module == name.removesuffix(".weight")
         assert seen > 200
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "transformer.transformer_blocks.0.attn.to_out.0.lora_{}.default_0.weight",
+        "lycoris_double_blocks_0_img_attn_proj.lora_{}.weight",
+        "unet.transformer_blocks.0.attn.to_out.0.lora_{}.weight",
+        "transformer.base_model.model.transformer_blocks.0.attn.to_out.0.lora_{}.weight",
+        "transformer.transformer_blocks.0.attn.to_out.0.lora_{}.weight",
+        "transformer_blocks.0.attn.to_out.0.lora_{}.weight",
+        "double_blocks.0.img_attn.proj.lora_{}.weight",
+        "diffusion_model.double_blocks.0.img_attn.proj.lora_{}.default.weight",
+        "lora_transformer_transformer_blocks_0_attn_to_out_0.lora_{}.weight",
+    ],
+)
+def test_what_we_say_comfyui_reads_it_reads(key, caplog):
+    """Key by key: what is said of it here, and whether ComfyUI's loader takes it."""
+    f = factors(128, 128, 2, 2.0, 0)
+    state = {key.format("A"): f.down, key.format("B"): f.up}
+    seen = inspect_lora(state, {}, "a")
+    taken = comfy.lora.load_lora(dict(state), comfy.lora.model_lora_keys_unet(DevNames(), {}))
+    assert seen.right_in_comfyui == (len(taken) == 1)
+    wire = to_layout(seen.lora, "kohya", torch.float32)
+    assert len(comfy.lora.load_lora(wire, comfy.lora.model_lora_keys_unet(DevNames(), {}))) == 1

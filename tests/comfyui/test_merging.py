@@ -117,6 +117,14 @@ def test_mistakes_are_told_before_the_queue_starts(merging, inputs, words):
     assert told is True if words is True else words in told
 
 
+def test_a_name_with_a_folder_goes_out_as_comfyui_lists_it(merging, folders):
+    out = run(
+        merging.MergeLoras, loras=wires(1, 2), weights="1", rank=4, name="sub/merged", **MergeOptions().model_dump()
+    )
+    assert out.args[1] == "sub/merged.safetensors"
+    assert (folders / "output" / "loras" / out.args[1]).is_file()
+
+
 def test_the_face_keeps_its_names(merging):
     schema = merging.MergeLoras.GET_SCHEMA()
     assert schema.node_id == "FluxAtelierMergeLoras"

@@ -93,6 +93,10 @@ def test_prune(lora):
     assert "2 dropped" in report
 
 
+def test_a_name_with_a_folder_goes_out_as_comfyui_lists_it(lora):
+    assert resized(lora, name="sub/small").args[1] == "sub/small.safetensors"
+
+
 def test_mistakes_are_told_before_the_queue(comfyui):
     from flux_atelier.nodes import rank
 

@@ -122,8 +122,8 @@ def test_without_a_rescan_the_folders_are_left_alone(place):
 
 def test_unreadable_files_are_told_and_hide_nothing(place):
     (place / "bad.safetensors").write_bytes(b"")
-    table, name, _ = find(index=1).args
-    assert name == "dawn.safetensors"
+    table, name, _ = find(index=0).args
+    assert name == "dawn.safetensors"  # what cannot be read stands last
     assert table.count("not a whole safetensors file") == 2  # its row, and what the scan says
     with pytest.raises(AtelierError, match="not a whole safetensors file"):
         find("bad")

@@ -213,18 +213,20 @@ def test_tucker_products_become_factors():
 @pytest.mark.parametrize("layout", ["kohya", "comfy", "core", "diffusers_alpha", "onetrainer", "lycoris", "diffusers"])
 def test_changes_of_biases_are_kept(layout):
     lora = Lora(
-        {"double_blocks.0.img_attn.qkv": factors(384, 128, 2, 2.0, 0)},
+        {"double_blocks.0.img_attn.qkv": factors(384, 128, 2, 2.0, 0), "img_in": factors(128, 64, 2, 2.0, 3)},
         "kohya",
         vectors={"double_blocks.0.img_attn.qkv.bias": torch.arange(384.0), "img_in.bias": torch.ones(128)},
     )
-    back = parse_lora(to_layout(lora, layout, torch.float32) | _a_pair_for("img_in", layout), {}, "a")
+    back = parse_lora(to_layout(lora, layout, torch.float32), {}, "a")
     for name, value in lora.vectors.items():
         assert torch.equal(back.vectors[name], value)
 
 
-def _a_pair_for(module, layout):
-    """peft writes a bias beside B, and reads its scale off A."""
-    return to_layout(Lora({module: factors(128, 64, 2, 2.0, 3)}, "kohya"), layout, torch.float32)
+def test_a_changed_bias_without_its_layer_is_refused_where_it_cannot_be_said():
+    lora = Lora({}, "kohya", vectors={"img_in.bias": torch.ones(128)})
+    assert parse_lora(to_layout(lora, "kohya", torch.float32), {}, "a").vectors.keys() == lora.vectors.keys()
+    with pytest.raises(AtelierError, match="cannot say"):
+        to_layout(lora, "diffusers", torch.float32)
 
 
 def test_changes_of_norms_are_kept_or_refused():
@@ -384,3 +386,100 @@ def test_eight_bits_are_read_back_from_split_and_fused_layouts(layout):
     back = parse_lora(state, {}, "a").modules["double_blocks.0.img_attn.qkv"]
     assert back.rank == 4
     assert (back.delta() - lora.modules["double_blocks.0.img_attn.qkv"].delta()).norm() <= 0.1 * back.delta().norm()
+
+
+def peft_file(modules, config, prefix="transformer."):
+    state = {}
+    for k, name in enumerate(modules):
+        f = factors(128, 128, 4, 4.0, k)
+        state |= {f"{prefix}{name}.lora_A.weight": f.down, f"{prefix}{name}.lora_B.weight": f.up}
+    return state, {"lora_adapter_metadata": json.dumps(config)}
+
+
+def test_a_headers_alpha_is_its_own_modules():
+    """A pattern ends at a dot, and each of the pipeline's models has its own alpha."""
+    names = ("transformer_blocks.0.attn.to_out.0", "single_transformer_blocks.0.proj_out")
+    state, header = peft_file(
+        names, {"transformer.lora_alpha": 4, "transformer.alpha_pattern": {"transformer_blocks.0.attn.to_out.0": 8}}
+    )
+    f = factors(64, 64, 4, 4.0, 9)
+    key = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    state |= {f"{key}.lora_A.weight": f.down, f"{key}.lora_B.weight": f.up}
+    header = {
+        "lora_adapter_metadata": json.dumps(
+            json.loads(header["lora_adapter_metadata"]) | {"text_encoder.lora_alpha": "2"}
+        )
+    }
+    scales = {m: layer.scale for m, layer in parse_lora(state, header, "a").modules.items()}
+    assert scales == {"double_blocks.0.img_attn.proj": 2.0, "single_blocks.0.linear2": 1.0, "clip_l.text_model.encoder.layers.0.self_attn.q_proj": 0.5}  # fmt: skip
+
+
+def test_sdxls_alpha_of_the_header():
+    state, header = peft_file(["down_blocks.1.attentions.0.proj_in"], {"unet.lora_alpha": 8}, "unet.")
+    assert parse_lora(state, header, "a").modules["input_blocks.4.1.proj_in"].scale == 2.0
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"lokr_w1": (4, 4), "lokr_w2": (32, 32), "dora_scale": (128, 1)}, "dora_scale beside lokr_w1"),
+        ({"lora_up.weight": (128, 2), "lora_down.weight": (2, 128), "diff": (128, 128)}, "diff beside up"),
+        ({"lora_up.weight": (0, 4), "lora_down.weight": (4, 8)}, "an empty up"),
+        ({"lokr_w1": (4,), "lokr_w2_a": (32, 2), "lokr_w2_b": (2, 32)}, "do not fit|damaged"),
+        ({"oft_blocks": (0, 4, 4)}, "an empty oft_blocks"),
+    ],
+)
+def test_what_makes_no_layer_is_refused(parts, words):
+    key = "lora_unet_double_blocks_0_img_attn_proj"
+    with pytest.raises(AtelierError, match=words):
+        parse_lora({f"{key}.{n}": torch.ones(s) for n, s in parts.items()}, {}, "a").modules[
+            "double_blocks.0.img_attn.proj"
+        ].delta()
+
+
+def test_two_writings_of_one_bias_are_refused():
+    state = {"lora_unet_img_in.diff_b": torch.ones(128), "diffusion_model.img_in.diff_b": torch.ones(128)}
+    with pytest.raises(AtelierError, match="twice"):
+        parse_lora(state, {}, "a")
+
+
+def test_two_adapters_in_one_file_are_refused():
+    key = "base_model.model.transformer_blocks.0.attn.to_out.0"
+    state = {f"{key}.lora_{c}.{a}.weight": torch.ones(4, 4) for c in "AB" for a in ("one", "two")}
+    with pytest.raises(AtelierError, match="adapters one, two"):
+        parse_lora(state, {}, "a")
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers_alpha"])
+def test_values_beyond_a_precision_go_into_alpha(layout):
+    layer = Factors(torch.full((128, 2), 1e5), torch.full((2, 128), 1e-3), 2.0)
+    lora = Lora({"double_blocks.0.img_attn.proj": layer}, "kohya")
+    back = parse_lora(to_layout(lora, layout, torch.float16), {}, "a").modules["double_blocks.0.img_attn.proj"]
+    assert torch.allclose(back.delta(), layer.delta(), rtol=2e-3)
+    with pytest.raises(AtelierError, match="above 65504"):
+        to_layout(lora, "diffusers", torch.float16)
+
+
+def test_a_base_model_that_its_layers_do_not_tell_is_in_the_header(tmp_path):
+    lora = lora_of({"double_blocks.0.img_attn.proj": (3072, 3072)}, base="flux2")
+    assert read_lora(write_lora(tmp_path / "a.safetensors", lora)).base == "flux2"
+
+
+def test_halves_of_sd3s_last_context_block_change_places_with_their_bias():
+    name = "joint_blocks.23.context_block.adaLN_modulation.1"
+    lora = Lora(
+        {name: factors(256, 128, 2, 2.0, 0)}, "kohya", vectors={f"{name}.bias": torch.arange(256.0)}, base="sd3"
+    )
+    state = to_layout(lora, "diffusers_alpha", torch.float32)
+    bias = next(v for k, v in state.items() if k.endswith("diff_b"))
+    assert torch.equal(bias, torch.cat([torch.arange(128.0, 256), torch.arange(128.0)]))
+    back = parse_lora(state, {"flux_atelier.base": "sd3"}, "a")
+    assert torch.equal(back.vectors[f"{name}.bias"], torch.arange(256.0))
+    same(lora, back)
+
+
+@pytest.mark.parametrize("blocks", [(3, 4, 4), (2, 4, 8, 8)])
+def test_a_rotation_across_the_halves_is_refused(blocks):
+    lora = Lora({"final_layer.adaLN_modulation.1": Rotation(torch.randn(*blocks))}, "kohya")
+    with pytest.raises(AtelierError, match="across its halves"):
+        to_layout(lora, "lycoris", torch.float32)

@@ -25,6 +25,7 @@ SIGNS = (  # what other files' keys look like, the most telling first
 )
 NAMES: dict[Base, str] = {"flux1": "Flux.1", "flux2": "Flux.2", "sdxl": "SDXL", "sd3": "Stable Diffusion 3"}
 SD3_WIDTHS, FLUX2_WIDTHS = (1536, 2432), (4096, 6144)
+BASE_KEY = "flux_atelier.base"  # of a header, for LoRAs whose layers alone may not tell it
 SECOND_CLIP = re.compile(r"(lora_te2_|text_encoder_2\.)text|text_encoders\.clip_g")  # which Flux has none of
 SPECIFICATION = re.compile(r"flux[-_. ]?2|klein", re.IGNORECASE)
 
@@ -33,6 +34,9 @@ Parts = Mapping[str, Mapping[str, Tensor]]
 
 def base_of(found: Parts, metadata: Mapping[str, str]) -> Base:
     """The base model of a LoRA's modules: by names that only one has, the header, and sizes; else Flux.1."""
+    told_base = next((base for base in BASES if base == metadata.get(BASE_KEY)), None)
+    if told_base and any(module_name(m, told_base) for m in found):
+        return told_base
     known = {base: [m for m in found if module_name(m, base)] for base in BASES}
     most = max(len(v) for v in known.values())
     likely = [base for base in BASES if len(known[base]) == most]
@@ -54,14 +58,14 @@ def _by_size(found: Parts, likely: list[Base]) -> Base:
     for module, parts in found.items():
         if "down" not in parts or "up" not in parts:
             continue
-        out, width = parts["up"].shape[0], parts["down"].shape[-1]
+        out, width = parts["up"].shape[0], parts["down"].flatten(1).shape[1] if parts["down"].dim() > 1 else 0
         if re.search(r"linear1$|single_blocks_\d+_linear1$", module):
             widths.add(width)
             if "flux2" in likely and out == 9 * width:
                 return "flux2"
         if re.search(r"(img|txt)_mlp[._]0$", module) and "flux2" in likely and out == 6 * width:
             return "flux2"
-        if re.search(r"qkv$|to_q$", module):
+        if re.search(r"(qkv|to_[qkv]|add_[qkv]_proj|to_out([._]0)?|to_add_out|attn[._]proj)$", module):
             widths.add(width)
     if "sd3" in likely and widths & set(SD3_WIDTHS):
         return "sd3"

@@ -9,7 +9,8 @@ from torch import Tensor
 from ...errors import AtelierError
 from ...flux.layout import Piece, swap_halves
 from ..factors import Factors
-from ..kinds import Dense, Hada, Kron, Layer, Rotation, plain
+from ..kinds import Dense, Kron, Layer, Rotation, plain
+from ..tiles import size_of
 
 Span = tuple[int, int]  # the first part and how many
 
@@ -135,11 +136,14 @@ def _join_rotations(piece: Piece, parts: Mapping[Span, Layer], name: str) -> Rot
     return Rotation(whole, 0.0, rescale)
 
 
-def join_vectors(piece: Piece, parts: Mapping[Span, Tensor], name: str) -> Tensor:
-    """A fused module's change of bias [out] from its parts'; rows that no part covers do not change."""
+def join_vectors(piece: Piece, parts: Mapping[Span, Tensor], name: str, width: int = 0) -> Tensor:
+    """A fused module's change of bias [out] from its parts'; rows that no part covers do not change.
+
+    width  the module's inputs, where they are known
+    """
     if len(piece.diffusers) == 1:
         only = next(iter(parts.values()))
-        return swap_halves(only) if piece.swapped else only
+        return swap_halves(only) if is_swapped(piece, len(only), width) else only
     rows, offsets = _rows(piece, parts, name)
     whole = next(iter(parts.values())).new_zeros(rows)
     for span, part in parts.items():
@@ -148,20 +152,25 @@ def join_vectors(piece: Piece, parts: Mapping[Span, Tensor], name: str) -> Tenso
 
 
 def swapped(layer: Layer, piece: Piece) -> Layer:
-    """A layer with its rows' halves exchanged, where the layouts differ in their order."""
-    if isinstance(layer, Rotation):
-        if not piece.swapped:
-            return layer
-        return replace(layer, blocks=swap_halves(layer.blocks), rescale=None if layer.rescale is None else swap_halves(layer.rescale))  # fmt: skip
-    if isinstance(layer, Dense):
-        return replace(layer, value=swap_halves(layer.value)) if is_swapped(piece, *layer.value.shape) else layer
-    if isinstance(layer, Kron | Hada):
-        if not piece.swapped:
-            return layer
-        if isinstance(layer, Kron) and len(layer.w2) == 1:
-            return Dense(swap_halves(layer.delta()))
-        layer = layer.factors()
-    if not is_swapped(piece, layer.up.shape[0], layer.down.shape[1]):
+    """A layer with its rows' halves exchanged, where the layouts differ in their order.
+
+    Raises AtelierError for rotations whose blocks lie across the halves.
+    """
+    out, width = size_of(layer)
+    if not is_swapped(piece, out, width or 0):
         return layer
-    magnitude, dora_scale = (None if n is None else swap_halves(n) for n in (layer.magnitude, layer.dora_scale))
-    return replace(layer, up=swap_halves(layer.up), magnitude=magnitude, dora_scale=dora_scale)
+    if isinstance(layer, Rotation):
+        if layer.blocks.dim() == 4 or len(layer.blocks) % 2:
+            raise AtelierError(
+                f"The LoRA rotates {piece.original} across its halves, which diffusers' names exchange. "
+                "Use it in the layout it has."
+            )
+        rescale = None if layer.rescale is None else swap_halves(layer.rescale)
+        return replace(layer, blocks=swap_halves(layer.blocks), rescale=rescale)
+    if isinstance(layer, Dense):
+        return replace(layer, value=swap_halves(layer.value))
+    if isinstance(layer, Kron) and len(layer.w2) == 1:
+        return Dense(swap_halves(layer.delta()))
+    factors = layer if isinstance(layer, Factors) else layer.factors()
+    magnitude, dora_scale = (None if n is None else swap_halves(n) for n in (factors.magnitude, factors.dora_scale))
+    return replace(factors, up=swap_halves(factors.up), magnitude=magnitude, dora_scale=dora_scale)

@@ -10,17 +10,34 @@ from ..factors import Factors
 from ..kinds import Dense, Hada, Kron, Layer, Rotation
 
 VECTORS = ("diff_b", "bias")
-SCALARS = ("alpha",)
+LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+BESIDE = {  # what may stand beside the part by which a kind is known
+    "up": ("down", "mid", "alpha", "dora_scale", "magnitude"),
+    "oft_blocks": ("rescale", "alpha"),
+    "hada_w1_a": (*HADA, "alpha"),
+    "lokr_w1": (*LOKR, "alpha"),
+    "lokr_w1_a": (*LOKR, "alpha"),
+    "diff": (),
+    "diff_b": (),
+}
 
 
 def check_parts(parts: Mapping[str, Tensor], where: str) -> None:
     """Raise AtelierError where a layer's tensors do not make a layer, by their names and shapes alone."""
+    for part, value in parts.items():
+        if part not in ("alpha", "rescale") and (value.dim() == 0 or not value.numel()):
+            raise AtelierError(f"{where} has an empty {part} {list(value.shape)}. The file is damaged; save it again.")
+        if part in (*LOKR, *HADA) and value.dim() < 2:
+            raise AtelierError(
+                f"{where} has {part} {list(value.shape)}, no matrix. The file is damaged; save it again."
+            )
     if ("up" in parts) != ("down" in parts):
         raise AtelierError(f"{where} has only one of its two factors. The file is damaged; save it again.")
     if "up" in parts:
         up, down = parts["up"], parts["down"]
         inner = parts["mid"].shape[0] if "mid" in parts else down.shape[0] if down.dim() else 0
-        if up.dim() not in (2, 4) or down.dim() not in (2, 4) or up[0].numel() != inner or not down.numel():
+        if up.dim() not in (2, 4) or down.dim() not in (2, 4) or up[0].numel() != inner:
             raise AtelierError(
                 f"{where} has up {list(up.shape)} and down {list(down.shape)}, which do not fit together. "
                 "The file is damaged or not a plain LoRA; save it again."
@@ -29,10 +46,16 @@ def check_parts(parts: Mapping[str, Tensor], where: str) -> None:
         raise AtelierError(
             f"{where} has an alpha of {parts['alpha'].numel()} values. The file is damaged; save it again."
         )
-    known = {"up", "oft_blocks", "diff", "diff_b", "hada_w1_a", "lokr_w1", "lokr_w1_a"}
-    if not known & parts.keys():
+    kind = next((k for k in BESIDE if k in parts), None)
+    if kind is None:
         left = ", ".join(sorted(parts))
         raise AtelierError(f"{where} has {left} but no weights. The file is damaged; save it again.")
+    extra = sorted(parts.keys() - {kind, *BESIDE[kind], *VECTORS})
+    if extra:
+        raise AtelierError(
+            f"{where} has {', '.join(extra)} beside {kind}, a mixture of kinds that is not understood. "
+            "Use the LoRA as it is, or train it without weight decomposition."
+        )
 
 
 def make_layer(parts: Mapping[str, Tensor], default_alpha: float | None, where: str) -> Layer:
@@ -45,18 +68,18 @@ def make_layer(parts: Mapping[str, Tensor], default_alpha: float | None, where: 
     """
     refuse_non_finite(parts, where)
     alpha = float(parts["alpha"]) if "alpha" in parts else None
-    if "up" in parts:
-        return _factors(parts, alpha if alpha is not None else default_alpha, where)
     if "diff" in parts:
         value = parts["diff"]
         return Dense(value.flatten(1), tuple(value.shape[2:]))
     if "oft_blocks" in parts:
         return _rotation(parts, alpha or 0.0, where)
     try:
+        if "up" in parts:
+            return _factors(parts, alpha if alpha is not None else default_alpha, where)
         return _hada(parts, alpha) if "hada_w1_a" in parts else _kron(parts, alpha)
     except KeyError as missing:
         raise AtelierError(f"{where} has no {missing.args[0]}. The file is damaged; save it again.") from None
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise AtelierError(f"{where} has parts that do not fit together ({reason}). Save the file again.") from None
 

@@ -1,6 +1,7 @@
 """One reader for every layout: keys are sorted by module at once, layers are made when they are asked for."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,9 @@ from .joining import Span, join, join_vectors, swapped
 from .layouts import layout_of
 from .names import Place, is_text, module_name, part_of, place_of
 from .parts import VECTORS, check_parts, make_layer, refuse_non_finite
+
+ADAPTER = re.compile(r"\.lora_A\.(\w+)\.weight$")
+ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.")
 
 
 class Entry(NamedTuple):
@@ -44,6 +48,7 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name:
     name      what to call it in errors
     Raises AtelierError if no key is a known base model's, or what a layer has does not make a layer.
     """
+    _refuse_several(tensors, name)
     found, unknown = gather(tensors)
     base = base_of(found, metadata)
     strange = {key for key in found if module_name(key, base) is None}
@@ -91,9 +96,16 @@ def _sort(found: Mapping[str, dict[str, Tensor]], base: Base, name: str):
             )
         if inner.keys() - {"alpha"}:
             modules.setdefault(place.module, []).append(Entry(key, place, inner))
-    for entries in modules.values():
+    for entries in (*modules.values(), *vectors.values()):
         _refuse_twice(entries, name)
     return modules, vectors
+
+
+def _refuse_several(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Refuse a file with more than one of peft's adapters, which would be taken for one."""
+    named = {found[1] for key in tensors if (found := ADAPTER.search(key))}
+    if len(named) > 1:
+        raise AtelierError(f"{name} has the adapters {', '.join(sorted(named))}. Save one of them alone.")
 
 
 def scaling(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -137,11 +149,14 @@ def _vector(vector: str, entries: list[Entry], alphas, name: str) -> Tensor:
         part, value = next((p, v) for p, v in entry.parts.items() if p not in ("alpha", "down"))
         refuse_non_finite({part: value}, f"{name}: {entry.key}")
         if part == "bias":
+            if "down" not in entry.parts:
+                raise AtelierError(f"{name}: {entry.key} has a bias of B but no A. The file is damaged; save it again.")
             rank = entry.parts["down"].shape[0]
             value = value.float() * (float(entry.parts.get("alpha", alphas(entry.key, rank))) / rank)
         parts[entry.place.first, entry.place.count] = value.flatten()
     whole = [v for (_, count), v in parts.items() if count == 0]
-    return whole[0] if whole else join_vectors(entries[0].place.piece, parts, f"{name}: {vector}")
+    width = max((e.parts["down"].flatten(1).shape[1] for e in entries if "down" in e.parts), default=0)
+    return whole[0] if whole else join_vectors(entries[0].place.piece, parts, f"{name}: {vector}", width)
 
 
 def header_alphas(metadata: Mapping[str, str]):
@@ -150,12 +165,25 @@ def header_alphas(metadata: Mapping[str, str]):
         config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except json.JSONDecodeError:
         config = {}
-    config = {k.removeprefix("transformer."): v for k, v in config.items()} if isinstance(config, dict) else {}
+    config = config if isinstance(config, dict) else {}
 
     def alpha(module: str, rank: int) -> float:
-        bare = module.removeprefix("transformer.")
-        patterns = config.get("alpha_pattern") or {}
-        value = next((v for k, v in patterns.items() if bare.endswith(k)), config.get("lora_alpha", rank))
-        return value * rank**0.5 if config.get("use_rslora") else value
+        prefix = next((p for p in (*ENCODERS, "unet.", "transformer.") if module.startswith(p)), "")
+        mine = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
+        if not prefix:  # files without a prefix are transformers'
+            mine |= {k.removeprefix("transformer."): v for k, v in config.items()}
+        bare, patterns = module.removeprefix(prefix), mine.get("alpha_pattern")
+        patterns = patterns if isinstance(patterns, dict) else {}
+        fitting = [v for k, v in patterns.items() if bare == k or bare.endswith(f".{k}")]
+        value = number_of(fitting[0] if fitting else mine.get("lora_alpha"), rank)
+        return value * rank**0.5 if mine.get("use_rslora") else value
 
     return alpha
+
+
+def number_of(value: object, otherwise: float) -> float:
+    """A header's number, also where it is written as text."""
+    try:
+        return float(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        return otherwise

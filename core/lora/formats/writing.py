@@ -1,6 +1,8 @@
 """One writer for every layout."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,18 +14,26 @@ from ...flux.layout import Piece, swap_halves
 from ..factors import Factors
 from ..kinds import Dense, Hada, Kron, Layer, Rotation, plain
 from ..record import Layout, Lora
-from .joining import swapped
+from ..tiles import size_of
+from .bases import BASE_KEY
+from .joining import is_swapped, swapped
 from .layouts import Scheme, scheme_of, text_key
 from .names import XLABS, generalise, is_text, piece_named
 
-FILE_FACTS = ("lora_adapter_metadata", "format")
+# True of a file alone, and no more of the one that is made of it.
+FILE_FACTS = ("lora_adapter_metadata", "format", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
 
 def write_lora(path: Path, lora: Lora, layout: Layout = "kohya", dtype: torch.dtype = torch.float16) -> Path:
     """Write a LoRA file, whole or not at all; the metadata goes into its header."""
-    metadata = {k: v for k, v in lora.metadata.items() if k not in FILE_FACTS}
+    metadata = {k: v for k, v in told_base(lora).items() if k not in FILE_FACTS}
     tensors = {k: v.clone() for k, v in to_layout(lora, layout, dtype).items()}  # shared factors become their own
     return write_tensors(path, tensors, metadata)
+
+
+def told_base(lora: Lora) -> dict[str, str]:
+    """A LoRA's header with the base model in it where the layers alone may not tell it."""
+    return lora.metadata if lora.base == "flux1" else lora.metadata | {BASE_KEY: lora.base}
 
 
 def to_layout(lora: Lora, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -57,7 +67,7 @@ def _tensors(key: str, layer: Layer, scheme: Scheme, dtype: torch.dtype) -> dict
         if not by_peft:
             return {f"{key}.{name}": value for name, value in layer.tensors(dtype).items()}
         layer = plain(layer)
-    factors = layer if scheme.alpha else layer.folded()
+    factors = fitted(layer if scheme.alpha else layer.folded(), dtype, key, scheme.alpha)
     up, down = factors.up.to(dtype), factors.down.to(dtype)
     if factors.kernel:
         up, down = up[:, :, None, None], down.reshape(len(down), -1, *factors.kernel)
@@ -70,6 +80,30 @@ def _tensors(key: str, layer: Layer, scheme: Scheme, dtype: torch.dtype) -> dict
         # float32, because an error here is one of the whole weight; a column, by which ComfyUI knows the axis
         out[f"{key}.dora_scale"] = _norms(factors.dora_scale, scheme).float()[:, None]
     return out
+
+
+def fitted(factors: Factors, dtype: torch.dtype, key: str, alpha: bool) -> Factors:
+    """The same factors within a precision's range: what is too large goes into alpha, by powers of two.
+
+    Raises AtelierError where the layout has no alpha to take it.
+    """
+    if not dtype.is_floating_point:
+        return factors
+    top, shift = torch.finfo(dtype).max, 1.0
+    scaled = []
+    for value in (factors.up, factors.down):
+        largest = value.float().abs().max().item()
+        power = 2.0 ** -math.ceil(math.log2(largest / top)) if largest > top else 1.0
+        scaled.append(value if power == 1 else value.float() * power)
+        shift *= power
+    if shift == 1:
+        return factors
+    if not alpha:
+        raise AtelierError(
+            f"{key} has values above {top:g}, the largest of {str(dtype).removeprefix('torch.')}. "
+            "Choose bfloat16 or float32, or a layout with alpha such as kohya."
+        )
+    return replace(factors, up=scaled[0], down=scaled[1], alpha=factors.alpha / shift)
 
 
 def _norms(value: Tensor | None, scheme: Scheme) -> Tensor:
@@ -161,6 +195,10 @@ def _vector(vector: str, value: Tensor, lora: Lora, scheme: Scheme, dtype: torch
     """A changed bias or norm: ComfyUI's names for it, or peft's where a layout is peft's."""
     module, _, kind = vector.rpartition(".")
     by_peft = scheme.names == "diffusers" and not scheme.alpha
+    if by_peft and kind == "bias" and module not in lora.modules:
+        raise AtelierError(
+            f"The LoRA changes {vector} and not its layer, which this layout cannot say. Choose the kohya or the comfy layout."
+        )
     if by_peft and kind == "weight":
         raise AtelierError(
             f"The LoRA changes {vector}, a norm, for which this layout has no name. Choose the kohya or the comfy layout."
@@ -171,7 +209,8 @@ def _vector(vector: str, value: Tensor, lora: Lora, scheme: Scheme, dtype: torch
     if scheme.names == "original":
         return {scheme.key(module) + ending: value.to(dtype)}
     piece, number = piece_named(module, lora.base)
-    value = swap_halves(value) if piece.swapped else value
+    layer = lora.modules[module] if module in lora.modules and piece.original.endswith("adaLN_modulation.1") else None
+    value = swap_halves(value) if is_swapped(piece, len(value), size_of(layer)[1] or 0 if layer else 0) else value
     hidden = len(value) // sum(piece.rows) if piece.rows else 0
     parts = value.split(piece.sizes(len(value), hidden))
     return {

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +38,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def refuse_overwriting(out: Path, sources: Iterable[Path]) -> None:
+    """Raise AtelierError if a file to write is one of those that are read."""
+    for source in sources:
+        if out.exists() and source.exists() and out.samefile(source):
+            raise AtelierError(f"{out} is one of the files that are read. Write to another name.")
 
 
 @contextmanager

@@ -296,7 +296,7 @@ def test_axes_of_a_lora_need_one(nano, drawn, empty):
 
 def test_a_lora_of_another_model_is_told(nano, drawn, empty):
     alien = {"lora0": {f"lora_te1_x.lora_{part}.weight": torch.ones(4, 4) for part in ("up", "down")}}
-    with pytest.raises(AtelierError, match="lora0 has no layer of this MODEL"):
+    with pytest.raises(AtelierError, match="no LoRA layer of Flux"):
         grid(nano, alien)
 
 

@@ -12,7 +12,7 @@ import torch
 from flux_atelier.core.frames.video import probe, write_video
 from flux_atelier.core.lora.formats import read_lora
 from flux_atelier.trainer.cli import main
-from flux_atelier.trainer.nano import practice
+from flux_atelier.trainer.nano import files, practice
 
 MAIN = Path(__file__).resolve().parents[2] / "__main__.py"
 FAST = ["--resolution", "64", "--batch-size", "2", "--rank", "4", "--gradient-checkpointing", "0", "--no-buckets"]
@@ -197,3 +197,13 @@ def test_ctrl_c_saves_and_the_run_goes_on(place, capsys):
     done = subprocess.run([*words, "--steps", str(steps + 2)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"step {steps + 2}/{steps + 2}" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["convert", "merge", "resize --rank 2", "quantise --storage int8", "prune --share 0.1"])
+def test_a_lora_is_not_written_over_itself(tmp_path, capsys, command):
+    source = tmp_path / "a.safetensors"
+    source.write_bytes(files.PAINTED.read_bytes())
+    name, *options = command.split()
+    assert main([name, str(source), *options, "--out", str(source)]) == 2
+    assert "is one of the files that are read" in capsys.readouterr().err
+    assert source.read_bytes() == files.PAINTED.read_bytes()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...core.files import refuse_overwriting
 from ...core.lora.blocks import apply_weights, parse_weights, summary
 from ...core.lora.formats import read_lora, write_lora
 from .lora import DTYPES
@@ -18,6 +19,7 @@ def add_block_weights(parser) -> None:
 
 
 def run_block_weights(args) -> Iterator[str]:
+    refuse_overwriting(args.out, [args.lora])
     lora = read_lora(args.lora)
     weights = parse_weights(args.weights, lora.base)
     write_lora(args.out, apply_weights(lora, weights), "kohya", DTYPES[args.dtype])

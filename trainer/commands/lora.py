@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ...core.files import read_tensors
+from ...core.files import read_tensors, refuse_overwriting
 from ...core.lora.formats import read_lora, write_lora
 from ...core.lora.formats.layouts import SCHEMES
 from ...core.lora.inspection import inspect_lora
@@ -31,6 +31,7 @@ def add_convert(parser) -> None:
 
 
 def run_convert(args) -> Iterator[str]:
+    refuse_overwriting(args.out, [args.lora])
     write_lora(args.out, read_lora(args.lora), args.layout, DTYPES[args.dtype])
     tensors, metadata = read_tensors(args.out)
     yield inspect_lora(tensors, metadata, args.out.name).text()

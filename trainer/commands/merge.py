@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...core.errors import AtelierError
-from ...core.files import write_text
+from ...core.files import refuse_overwriting, write_text
 from ...core.lora.formats import read_lora, write_lora
 from ...core.lora.formats.layouts import SCHEMES
 from ...core.lora.merge import MergeOptions, merge, summary
@@ -29,6 +29,7 @@ def run_merge(args) -> Iterator[str]:
     from ..cli import read_options
 
     options = read_options(MergeOptions, args)
+    refuse_overwriting(args.out, [Path(name) for name, _ in map(_weighted, args.loras)])
     parts = [(Path(name).stem, weight, read_lora(Path(name))) for name, weight in map(_weighted, args.loras)]
     merged = merge(parts, args.rank, options)
     write_lora(args.out, merged.lora, args.layout, DTYPES[args.dtype])

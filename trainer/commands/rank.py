@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ...core.errors import AtelierError
+from ...core.files import refuse_overwriting
 from ...core.flux.checkpoint import Checkpoint
 from ...core.lora.budget import Budget, norms_of, resize_to_size
 from ...core.lora.formats import read_lora, write_lora
@@ -50,6 +51,7 @@ def add_resize(parser) -> None:
 
 
 def run_resize(args) -> Iterator[str]:
+    refuse_overwriting(args.out, [args.lora])
     lora = read_lora(args.lora)
     rules = parse_rules("\n".join(args.rule), lora.base)
     if args.size is None:
@@ -80,6 +82,7 @@ def add_prune(parser) -> None:
 
 
 def run_prune(args) -> Iterator[str]:
+    refuse_overwriting(args.out, [args.lora])
     yield from _written(args, prune(read_lora(args.lora), Pruning(args.layers, args.share, args.threshold)))
 
 
@@ -97,6 +100,7 @@ def add_quantise(parser) -> None:
 
 
 def run_quantise(args) -> Iterator[str]:
+    refuse_overwriting(args.out, [args.lora])
     made = quantise(read_lora(args.lora), args.storage, args.layout)
     write_lora(args.out, made.lora, args.layout, made.dtype)
     yield f"{args.out}: {args.out.stat().st_size / 2**20:.2f} MiB"

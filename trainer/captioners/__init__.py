@@ -1,0 +1,1 @@
+"""Captions from models a person has on disk, from a tagger, or from an endpoint; nothing is downloaded."""

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 from ..core.evaluation.grid import picture_grid
 from ..core.evaluation.lora_plots import titled
 from ..core.images import to_image, to_picture
-from ..core.lora.directions import WAYS, Selection, choose, name_of, select
+from ..core.lora.directions import WAYS, By, Selection, choose, name_of, select
 from ..core.lora.shared import split_shared
 from . import host, types
 from .analysis import read_numbers, read_prompts, shown
@@ -53,7 +53,7 @@ class SplitLora(io.ComfyNode):
         return host.told(choose, parts, MANY)
 
     @classmethod
-    def execute(cls, lora, by: str, parts: str) -> io.NodeOutput:
+    def execute(cls, lora, by: By, parts: str) -> io.NodeOutput:
         with torch.inference_mode(False):
             found = select(from_wire(lora, "lora"), parts, by)
             halves = to_wire(found.lora), to_wire(found.rest)

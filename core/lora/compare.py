@@ -129,7 +129,7 @@ def compare(
 
 def _refuse(loras: Sequence[tuple[str, Lora]]) -> None:
     if len(loras) < 2:
-        raise AtelierError(f"There is {len(loras)} LoRA to compare. Connect two or more.")
+        raise AtelierError(f"There is {len(loras)} LoRA to compare. Give two or more LoRAs.")
     bases = {lora.base: name for name, lora in loras}
     if len(bases) > 1:
         (first, a), (second, b) = list(bases.items())[:2]
@@ -265,7 +265,7 @@ def told(comparison: Comparison) -> str:
         angle = math.degrees(math.acos(comparison.cosine[i, j].item()))
         lines.append(
             f"{names[i]} and {names[j]}: cosine {comparison.cosine[i, j]:.4f} ({angle:.1f} degrees), "
-            f"{comparison.shared[i, j]:.1%} of the first and {comparison.shared[j, i]:.1%} of the second in the other's "
-            f"space, signs against each other in {comparison.conflict[i, j]:.1%}, {int(comparison.common[i, j])} layers in common"
+            f"{comparison.shared[i, j]:.2%} of the first and {comparison.shared[j, i]:.2%} of the second in the other's "
+            f"space, signs against each other in {comparison.conflict[i, j]:.2%}, {int(comparison.common[i, j])} layers in common"
         )
     return "\n".join(lines)

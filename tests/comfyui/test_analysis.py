@@ -111,6 +111,39 @@ def test_importance_gives_block_weights_and_a_block_that_does_nothing_gets_none(
     assert not report.splitlines()[1].endswith(" 0.00%")
 
 
+def test_nodes_show_their_report_under_their_pictures(nano, lora, folders):
+    from flux_atelier.nodes import analysis, lora_parts
+
+    model, clip, vae = nano
+    drawn = dict(model=model, clip=clip, lora=lora)
+    found = [
+        run(analysis.AnalyseLora, lora=lora, name="shown"),
+        run(analysis.LoraSimilarity, loras={"lora0": lora, "lora1": lora}, names="", name="shown", seed=0),
+        run(analysis.LoraImportance, **drawn, prompts="a", sigmas="0.5", way="alone", least=0.1, **DRAW),
+    ]
+    strip = run(
+        lora_parts.DirectionStrip, **drawn, vae=vae, by="direction", part=2, strengths="1", rest=0.5, prompt="a", **DRAW
+    )
+    for output, pictures in zip(found, (2, 1, 1), strict=True):
+        assert output.ui["text"] == [output.args[-1]]
+        assert len(output.ui["images"]) == pictures
+        assert all(one["type"] == "temp" for one in output.ui["images"])
+    assert strip.ui["text"][0].startswith("direction 2 of 4, ")
+    assert strip.ui["text"][0].endswith("all other parts at 0.5")
+
+
+def test_a_lora_that_does_not_fit_the_model_is_told(nano, lora, folders):
+    from flux_atelier.nodes import analysis
+
+    key = "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"
+    wide = dict(lora) | {key: torch.cat([lora[key], lora[key]], 1)}
+    with pytest.raises(
+        AtelierError, match=r"double_blocks\.0\.img_attn\.qkv is \d+ x \d+ in The MODEL, and \d+ x \d+ in"
+    ):
+        run(analysis.AnalyseLora, lora=wide, name="misfit", model=nano[0])
+    assert not (folders / "output" / "flux_atelier" / "analysis" / "misfit").exists()
+
+
 def test_wrong_text_is_told_before_the_queue(comfyui):
     from flux_atelier.nodes import analysis, lora_parts
 

@@ -17,6 +17,11 @@ SEEDS = (1, 2, 3)
 KEPT = 0.8
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # threads that wait for each other on a busy machine take ten times as long
+
+
 @cache
 def loras():
     painted, diamond = read_lora(files.PAINTED), read_lora(files.DIAMOND)

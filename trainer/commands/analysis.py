@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ...core.errors import AtelierError
-from ...core.evaluation.lora_page import Study, write_study
+from ...core.evaluation.lora_page import study_of, write_study
 from ...core.evaluation.lora_plots import matrix_picture
 from ...core.files import write_json
 from ...core.flux.checkpoint import Checkpoint
@@ -14,7 +14,6 @@ from ...core.lora.compare import compare, told
 from ...core.lora.directions import WAYS, select
 from ...core.lora.formats import read_lora, write_lora
 from ...core.lora.shared import split_shared
-from ...core.lora.spectrum import measure
 from ...core.tensor_stream import open_tensors
 from .lora import DTYPES
 
@@ -28,7 +27,7 @@ def add_analyse(parser) -> None:
 def run_analyse(args) -> Iterator[str]:
     lora = read_lora(args.lora)
     with open_tensors(args.base) if args.base else nullcontext() as file:
-        study = Study(args.lora.stem, measure(lora, Checkpoint(file) if file else None))
+        study = study_of(args.lora.stem, lora, Checkpoint(file) if file else None)
     page = write_study(args.out, study)
     yield study.report()
     yield f"open {page}"
@@ -54,21 +53,29 @@ def add_split(parser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="file for the chosen, or the shared, part")
     parser.add_argument("--rest", type=Path, help="file for what is left")
     parser.add_argument("--parts", help='parts that are on, such as "1-3, 5"; write --parts=-1 for all but the first')
-    parser.add_argument("--by", choices=WAYS, default="direction", help="what a part is")
+    parser.add_argument("--by", choices=WAYS, help="with --parts: what a part is, direction if left out")
     parser.add_argument("--against", nargs="+", type=Path, help="LoRA files: split by what is shared with them")
-    parser.add_argument("--energy", type=float, default=0.99, help="with --against: share of their energy that counts")
+    parser.add_argument(
+        "--energy", type=float, help="with --against: share of their energy that counts, 0.99 if left out"
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16", help="precision of the factors")
 
 
 def run_split(args) -> Iterator[str]:
     if bool(args.parts) == bool(args.against):
         raise AtelierError("A split is by parts or against other LoRAs. Give either --parts or --against.")
+    unused = "--energy" if args.parts and args.energy is not None else "--by" if args.against and args.by else None
+    if unused:
+        used = "--against" if args.parts else "--parts"
+        raise AtelierError(f"{unused} is not used without {used}. Leave it out, or split by {used}.")
     lora = read_lora(args.lora)
     if args.parts:
-        found = select(lora, args.parts, args.by)
+        found = select(lora, args.parts, args.by or "direction")
         part, rest, share = found.lora, found.rest, found.share
     else:
-        split = split_shared(lora, [read_lora(path) for path in args.against], args.energy)
+        split = split_shared(
+            lora, [read_lora(path) for path in args.against], 0.99 if args.energy is None else args.energy
+        )
         part, rest, share = split.shared, split.private, split.share
     write_lora(args.out, part, dtype=DTYPES[args.dtype])
     yield f"{args.out}: {len(part.modules)} layers, {share:.2%} of the energy"

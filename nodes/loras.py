@@ -105,7 +105,7 @@ class ConvertLora(io.ComfyNode):
             tensors, metadata = read_tensors(path)
             wire, seen = opened(tensors, metadata, path.name)
         left = f"\n{len(source.unknown)} tensors that nothing understands were left out" if source.unknown else ""
-        return io.NodeOutput(wire, path.name, ui=ui.PreviewText(f"{path}{left}\n{seen.text()}"))
+        return io.NodeOutput(wire, host.lora_name_of(path), ui=ui.PreviewText(f"{path}{left}\n{seen.text()}"))
 
 
 NODES = [LoadLora, InspectLora, ConvertLora]

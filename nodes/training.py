@@ -154,7 +154,7 @@ class TrainLora(io.ComfyNode):
         if records:
             text = f"{run.lora_file}\nloss {records[-1]['loss']:.4f} after {records[-1]['step']} steps"
         loss = {"loss": [r["loss"] for r in records]}
-        return io.NodeOutput(to_wire(lora), loss, run, f"{name.strip()}.safetensors", ui=ui.PreviewText(text))
+        return io.NodeOutput(to_wire(lora), loss, run, host.lora_name_of(host.lora_file(name.strip())), ui=ui.PreviewText(text))
 
 
 class RunCurves(io.ComfyNode):

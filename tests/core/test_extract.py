@@ -12,6 +12,7 @@ from flux_atelier.core.flux.checkpoint import Checkpoint, read
 from flux_atelier.core.flux.layout import to_diffusers
 from flux_atelier.core.lora.extract import ExtractOptions, convert, extract, fit
 from flux_atelier.core.lora.factors import Factors
+from flux_atelier.core.lora.formats import to_layout
 from flux_atelier.core.lora.kinds import Dense, Hada, Kron, Rotation, delta_over, kind_of
 from flux_atelier.core.lora.record import Lora
 from flux_atelier.core.lora.tiles import change_over, rows_of, size_of
@@ -251,6 +252,32 @@ def test_models_that_do_not_fit_are_named(tmp_path, base, change, words):
         extracted(tuned, write(tmp_path / "b.safetensors", base))
 
 
+def test_every_missing_parameter_is_told_not_only_the_first():
+    kept = "single_blocks.0.linear1.weight"
+    base = Memory({n: torch.zeros(3, 4) for n in ("img_in.weight", "single_blocks.1.linear2.weight", kept)})
+    tuned = Memory({kept: torch.ones(3, 4)})
+    with pytest.raises(AtelierError, match=r"base has single_blocks\.1\.linear2"):
+        last(extract(tuned, base, ExtractOptions(layers="single")))
+    assert set(last(extract(tuned, base, ExtractOptions(layers="single.0"))).lora.modules) == {
+        "single_blocks.0.linear1"
+    }
+
+
+@pytest.mark.parametrize("layers", ["", "single.40"])
+@pytest.mark.parametrize("marked", [("tuned", "base"), ("tuned",), ("base",)])
+def test_two_models_of_flux2_give_a_lora_of_flux2(layers, marked):
+    mark, name = "double_stream_modulation_img.lin.weight", "single_blocks.40.linear2.weight"
+    if len(marked) == 1 and not layers:
+        layers = "single"  # the mark itself is in one model alone
+    models = {
+        who: Memory({name: normal(6, 24, seed=seed)} | ({mark: torch.zeros(36, 6)} if who in marked else {}))
+        for seed, who in enumerate(("tuned", "base"))
+    }
+    lora = last(extract(models["tuned"], models["base"], ExtractOptions(rank=2, layers=layers))).lora
+    assert lora.base == "flux2"
+    assert any("single_transformer_blocks.40" in key for key in to_layout(lora, "diffusers", torch.float16))
+
+
 def test_a_file_cut_short_is_told(tmp_path):
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(files.TRANSFORMER.read_bytes()[:-1000])
@@ -301,6 +328,14 @@ def test_what_does_not_lean_on_the_base_needs_none(kind):
     layer = layers_of_every_kind()[kind]
     made = last(convert(Lora({"img_in": layer}, "kohya"), None, ExtractOptions(rank=48)))
     assert apart(made.lora.modules["img_in"].delta(), layer.delta()) <= 1e-5
+
+
+def test_a_base_is_asked_only_for_layers_that_lean_on_it():
+    kinds = layers_of_every_kind()
+    text = "clip_l.text_model.encoder.layers.0.self_attn.q_proj"
+    lora = Lora({text: kinds["LoKr of whole factors"], "img_in": kinds["DoRA"]}, "kohya")
+    made = last(convert(lora, Memory({"img_in.weight": normal(64, 48, seed=20)}), ExtractOptions(rank=48)))
+    assert apart(made.lora.modules[text].delta(), lora.modules[text].delta()) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", ["DoRA", "OFT", "BOFT"])

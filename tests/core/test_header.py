@@ -78,6 +78,16 @@ def test_an_edit_into_another_file_leaves_the_source(tmp_path):
     assert told(tmp_path / "sub" / "b.safetensors")["a"] == "2"
 
 
+def test_an_edit_through_a_link_changes_the_file_and_keeps_the_link(tmp_path):
+    (tmp_path / "store").mkdir()
+    path = written(tmp_path / "store" / "a.safetensors", {"a": "1"})
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(path)
+    edit_header(link, {"a": "2"})
+    assert link.is_symlink()
+    assert told(path)["a"] == told(link)["a"] == "2"
+
+
 def test_an_edit_that_changes_nothing_writes_nothing(tmp_path):
     path = written(tmp_path / "a.safetensors", {"a": "1"})
     edit_header(path, {"a": "2"})

@@ -4,15 +4,31 @@ import csv
 import io
 import json
 import math
+import re
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from flux_atelier.core.errors import AtelierError
-from flux_atelier.core.evaluation.lora_page import Study, write_study
-from flux_atelier.core.evaluation.lora_plots import DEEP, PAPER, WARM, heat_map, matrix_picture, panels, signed
+from flux_atelier.core.evaluation.grid import FAINT, INK
+from flux_atelier.core.evaluation.lora_page import TITLES, WORDS, Study, study_of, write_study
+from flux_atelier.core.evaluation.lora_plots import (
+    DEEP,
+    PAPER,
+    WARM,
+    Scale,
+    _cell,
+    heat_map,
+    matrix_picture,
+    panels,
+    short_names,
+    signed,
+    spectra_picture,
+    ticks,
+)
 from flux_atelier.core.lora.compare import compare, cosine, principal_angles, told
-from flux_atelier.core.lora.directions import choose, divide, rank_directions, ranked, select
+from flux_atelier.core.lora.directions import choose, divide, name_of, rank_directions, ranked, select
 from flux_atelier.core.lora.factors import Factors, weighted_sum
 from flux_atelier.core.lora.formats import read_lora, write_lora
 from flux_atelier.core.lora.importance import blocks_of, importance, only
@@ -146,6 +162,7 @@ def test_sums_over_blocks_and_components_are_the_whole():
 class Base:
     """Weights of ones, for norms relative to them."""
 
+    name = "base"
     shapes = {f"{name}.weight": size for name, size in SIZES.items() if name != "final_layer.linear"}
 
     def rows(self, name, start, stop):
@@ -250,7 +267,7 @@ def test_identical_is_one_and_negated_is_minus_one():
     assert (found.conflict - (wanted < 0).double()).abs().max() <= 1e-9
     assert (found.shared - 1).abs().max() <= 1e-9
     assert cosine(lora, negated) == pytest.approx(-1)
-    assert "100.0%" in told(found)
+    assert "100.00%" in told(found)
 
 
 def test_the_sign_conflict_is_near_the_true_share():
@@ -470,6 +487,23 @@ def test_a_lora_of_one_block_is_important():
     assert not only(lora, set()).vectors
 
 
+def test_text_encoders_are_no_blocks_of_the_model():
+    from flux_atelier.core.lora.blocks import parse_weights
+
+    text = "clip_l.text_model.encoder.layers.0.self_attn.q_proj"
+    lora = Lora(
+        {"double_blocks.0.img_mlp.0": ones(3.0), text: ones(0.0), "t5xxl.encoder.block.0.layer.0.SelfAttention.q": ones(0.0)},
+        "kohya",
+        vectors={"clip_l.text_model.final_layer_norm.bias": torch.ones(1)},
+    )  # fmt: skip
+    found = importance(lora, linear_velocity, [1.0])
+    assert blocks_of(lora) == list(found.blocks) == ["double.0"]
+    assert found.weights(1.0) == ""
+    parse_weights(found.weights(1.0))
+    with pytest.raises(AtelierError, match="text encoders alone"):
+        importance(Lora({text: ones(1.0)}, "kohya"), linear_velocity, [1.0])
+
+
 @pytest.mark.parametrize("sigmas", [[], [0.0], [0.5, 1.2], [float("nan")]])
 def test_wrong_noise_levels_are_told(sigmas):
     with pytest.raises(AtelierError, match="noise level"):
@@ -549,3 +583,122 @@ def test_the_commands(tmp_path):
             assert (sum(dense(h.modules[name]) for h in halves) - dense(layer)).norm() <= 1e-6 * dense(layer).norm()
     with pytest.raises(AtelierError, match="either --parts or --against"):
         command("split", a, "--out", one)
+
+
+# what a reader of the pictures and the page must not get wrong
+
+
+def test_ticks_start_at_0_and_ranks_are_whole():
+    assert ticks(1.0, 5) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(0.094, 5) == [0.0, 0.02, 0.04, 0.06, 0.08, 0.1]
+    assert ticks(16, 8, whole=True) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert ticks(3, 8, whole=True) == [0, 1, 2, 3]
+    assert ticks(19, 8, whole=True)[-1] <= 19
+    assert ticks(0.0, 5) == [0.0, 1.0]
+
+
+def test_a_flat_spectrum_is_drawn_high_above_its_axis():
+    flat = Lora({"double_blocks.0.img_mlp.0": Factors(torch.eye(8)[:, :4] * 0.1, torch.eye(4), 4.0)}, "kohya")
+    picture = spectra_picture(measure(flat))
+    low = picture.crop((0, picture.height // 2 + 40, picture.width, picture.height))
+    rows = [y for y in range(low.height) if sum(low.getpixel((x, y)) == DEEP for x in range(low.width)) > 100]
+    assert rows
+    assert max(rows) < low.height / 2
+
+
+def test_a_scale_from_minus_1_to_1_is_not_stretched():
+    values = {"double.0.a": 0.002, "double.1.a": -0.002, "double.2.a": -1.0}
+    scale = Scale(1.0, both=True)
+    assert scale.color(1.0) == DEEP
+    assert scale.color(-1.0) == scale.color(-2.0) == WARM
+    assert max(abs(a - b) for a, b in zip(scale.color(0.002), PAPER, strict=True)) <= 1
+    counts = {color: count for count, color in heat_map(values, "cosine", scale).getcolors(1 << 20)}
+    assert counts[WARM] > 200  # one cell
+    assert DEEP in counts  # the bar's end
+    assert counts[DEEP] < 100
+
+
+def test_a_cell_at_0_is_outlined_and_a_layer_that_is_not_there_is_crossed():
+    zero, absent = Image.new("RGB", (30, 30), PAPER), Image.new("RGB", (30, 30), PAPER)
+    _cell(ImageDraw.Draw(zero), (0, 0), 0.0, Scale(1.0))
+    _cell(ImageDraw.Draw(absent), (0, 0), None, Scale(1.0))
+    assert (zero.getpixel((0, 0)), zero.getpixel((8, 8))) == (FAINT, PAPER)
+    assert (absent.getpixel((0, 0)), absent.getpixel((8, 8))) == (PAPER, INK)
+
+
+def test_names_are_cut_in_their_middle():
+    first, second, short = short_names(["a_style_of_the_old_masters-000010", "a_style_of_the_old_masters-000020", "b"])
+    assert short == "b"
+    assert first.startswith("a_style")
+    assert "…" in first
+    assert (first[-6:], second[-6:]) == ("000010", "000020")
+
+
+def test_numbers_stand_to_the_right_and_words_are_explained(tmp_path):
+    text = write_study(tmp_path / "study", Study("a", measure(some_lora()))).read_text()
+    assert '<th class="number">stable rank</th>' in text
+    assert "<th>layer</th>" in text
+    assert all(f"<dt>{word}</dt><dd>" in text for word in WORDS)
+    assert set(WORDS) <= set(TITLES.values())
+    cells = re.findall(r">([\d.]+)%<", text)
+    assert cells
+    assert all(len(cell.split(".")[1]) == 2 for cell in cells)
+
+
+def test_shares_have_two_decimals():
+    shares = re.findall(r"(\S+)%", Study("a", measure(some_lora())).report())
+    assert len(shares) > 5
+    assert all(re.fullmatch(r"\d+\.\d\d", share.lstrip("(")) for share in shares)
+
+
+@pytest.mark.parametrize("inside", [(), ("deeper",)])
+def test_a_file_is_no_folder_for_a_page(tmp_path, inside):
+    (tmp_path / "README.md").write_text("kept")
+    with pytest.raises(AtelierError, match=r"README.md is a file"):
+        write_study(tmp_path.joinpath("README.md", *inside), Study("a", measure(some_lora())))
+    assert (tmp_path / "README.md").read_text() == "kept"
+
+
+def test_a_lora_of_another_base_is_told_with_its_layer_and_both_sizes():
+    class Wide(Base):
+        name = "the model"
+        shapes = Base.shapes | {"double_blocks.0.img_attn.qkv.weight": (30, 10)}
+
+    out, width = SIZES["double_blocks.0.img_attn.qkv"]
+    with pytest.raises(AtelierError, match=rf"img_attn\.qkv is 30 x 10 in the model, and {out} x {width} in the LoRA"):
+        study_of("a", some_lora(), Wide())
+    Wide.shapes = {"other.weight": (1, 1)}
+    with pytest.raises(AtelierError, match="none of the LoRA's layers"):
+        study_of("a", some_lora(), Wide())
+
+
+def test_a_study_with_its_base_asks_for_each_layer_once():
+    lora, asked = some_lora(), []
+    counted = Lora(
+        Layers({name: lambda name=name: asked.append(name) or lora.modules[name] for name in lora.modules}), "kohya"
+    )
+    assert study_of("a", counted, Base()).spectrum.rows() == measure(lora, Base()).rows()
+    assert asked == list(lora.modules)
+
+
+def test_a_part_has_a_name():
+    parts = divide(ranked({"a": [3.0, 1.0], "b": [2.0]}), "pair")
+    assert name_of(parts, 2, "pair") == "pair 2 of 3 (b, direction 1)"
+    assert name_of(parts, 3, "pair") == "pair 3 of 3 (a, direction 2)"
+    assert name_of(divide(ranked({"a": [3.0, 1.0]}), "direction"), 2, "direction") == "direction 2 of 2"
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("split", "--parts", "1", "--energy", "2"), "--energy is not used"),
+        (("split", "--against", "b.safetensors", "--by", "pair"), "--by is not used"),
+        (("similarity",), "Give two or more LoRAs"),
+    ],
+)
+def test_the_command_line_says_what_to_give(tmp_path, words, match):
+    a = tmp_path / "a.safetensors"
+    write_lora(a, some_lora(), dtype=torch.float32)
+    with pytest.raises(AtelierError, match=match):
+        command(words[0], a, "--out", tmp_path / "out", *words[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

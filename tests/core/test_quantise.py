@@ -147,6 +147,17 @@ def test_nothing_overflows_or_vanishes(storage):
         assert torch.allclose(layer.scale * up @ down, dense(lora.modules[name]), rtol=1e-2)
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-37])
+def test_factors_too_small_for_their_power_of_two_are_zero(storage, size):
+    tiny = Factors(torch.tensor([[size], [0.0]]), torch.ones(1, 3), 1.0)
+    for layer in (tiny, replace(tiny, up=torch.ones(2, 1), down=torch.full((1, 3), size))):
+        made = stored(layer, storage)
+        dtype = getattr(torch, storage)
+        up, down = made.up.to(dtype).double(), made.down.to(dtype).double()
+        assert (made.scale * up @ down).abs().max() <= 1e-36
+
+
 def test_the_header_tells_the_storage():
     metadata = quantise(replace(lora_of(), metadata={"modelspec.trigger_phrase": "ohwx"}), "int8").lora.metadata
     assert metadata["modelspec.trigger_phrase"] == "ohwx"

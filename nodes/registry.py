@@ -253,7 +253,7 @@ class EditLoraHeader(io.ComfyNode):
         lines += [f"{key} = {shown(text)}" for key, text in header.metadata.items()]
         lines += [f"SHA-256 {hashes.file}, AutoV2 {hashes.short}", str(written)]
         report = "\n".join(lines)
-        return io.NodeOutput(out.name if out else lora_name, report, ui=ui.PreviewText(report))
+        return io.NodeOutput(host.lora_name_of(out) if out else lora_name, report, ui=ui.PreviewText(report))
 
 
 def note_edited(path: Path) -> None:

@@ -243,7 +243,8 @@ def test_a_reader_that_fails_in_an_unforeseen_way_stops_nothing(tmp_path, opened
 
     monkeypatch.setattr(room, "read_lora", odd)
     assert [s for _, s in states(opened, tmp_path)] == ["unreadable", "read"]
-    assert "KeyError: 'odd'" in search(opened)[0].problem
+    problems = {entry.path.name: entry.problem for entry in search(opened)}
+    assert "KeyError: 'odd'" in problems["a.safetensors"] and problems["b.safetensors"] == ""
     assert "could not be read" in caplog.text
 
 

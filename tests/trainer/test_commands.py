@@ -189,7 +189,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(place, capsys):
         if line.startswith("step 3/"):
             break
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=300)
     assert child.returncode == 130, errors
     assert "what was done is saved" in errors
     assert read_lora(folder / "stopped.safetensors").rank == 4

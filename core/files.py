@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     try:
         with told_if_full(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            part.touch()
+            usual = part.stat().st_mode  # what the umask gives; safetensors' own temporary files are closed to others
             write(part)
+            if part.stat().st_mode != usual:
+                part.chmod(stat.S_IMODE(usual))
             with open(part, "rb+") as opened:
                 os.fsync(opened.fileno())
             os.replace(part, path)

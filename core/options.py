@@ -8,10 +8,11 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from .errors import AtelierError
 
@@ -21,6 +22,13 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+
+# What a value should have been, by the beginning of pydantic's name for the error.
+KINDS_OF_VALUE = {
+    "int_": "a whole number", "float_": "a number", "bool_": "true or false", "string_": "a text", "tuple_": "a list",
+    "list_": "a list", "model_": "a table", "dict_": "a table",
+}  # fmt: skip
+WRITTEN = ("a text", "a list", "a table")
 
 Model = TypeVar("Model", bound=Options)
 
@@ -47,10 +55,67 @@ def explain(kind: type[Options], error: ValidationError, where: str) -> str:
         near = difflib.get_close_matches(str(first["loc"][-1]), known_keys(kind), 1)
         hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known_keys(kind))}."
         return f"{where} has no option called {path}. {hint}"
-    reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and not isinstance(first["input"], (str, int, float)):
-        return f"{where}: {reason}."  # a rule between options: it names them itself
-    return f"{where}: {path} is {first['input']!r}. {reason}."
+    if first["type"] == "value_error":
+        reason = first["msg"].removeprefix("Value error, ")
+        if not isinstance(first["input"], (str, int, float)):
+            return f"{where}: {reason}."  # a rule between options: it names them itself
+        return f"{where}: {path} is {first['input']!r}. {reason}."
+    path = ".".join(p for p in first["loc"] if isinstance(p, str) and p in known_keys(kind))
+    places = "".join(f" at place {p}" for p in first["loc"] if isinstance(p, int))
+    return f"{where}: {path} is {first['input']!r}{places}. {_wanted(field_at(kind, first['loc']), first)}."
+
+
+def field_at(kind: type[Options], place: tuple[int | str, ...]) -> FieldInfo:
+    """The option that a place in the values is about."""
+    field = kind.model_fields[str(place[0])]
+    inner = field.annotation
+    if len(place) > 1 and isinstance(inner, type) and issubclass(inner, Options):
+        return field_at(inner, place[1:])
+    return field
+
+
+def _wanted(field: FieldInfo, error: ErrorDetails) -> str:
+    """What to give in place of a value: its kind where that is wrong, and the limits that the field has."""
+    if error["type"] == "literal_error":
+        *others, last = (str(value) for value in literals(field.annotation))
+        return f"Choose {', '.join(others)} or {last}" if others else f"Choose {last}"
+    what = next((words for start, words in KINDS_OF_VALUE.items() if error["type"].startswith(start)), None)
+    if what in WRITTEN:
+        return f"Write {what}"
+    within = limits(field)
+    if not within and not what:
+        return error["msg"]
+    return "Choose " + ", ".join(part for part in (what, within) if part)
+
+
+def literals(kind: Any) -> tuple[Any, ...]:
+    """The words that a kind of option allows, those of a union's parts together."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(word for part in get_args(kind) for word in literals(part))
+
+
+def limits(field: FieldInfo) -> str:
+    """A number's limits in words, such as 0 to 2; empty where it has none."""
+    low, high, above, below, step = (_bound(field, which) for which in ("ge", "le", "gt", "lt", "multiple_of"))
+    if low is not None:
+        span = (
+            f"{low:g} to {high:g}"
+            if high is not None
+            else f"from {low:g} to below {below:g}"
+            if below
+            else f"{low:g} or more"
+        )
+    elif above is not None:
+        end = f" and up to {high:g}" if high is not None else f" and below {below:g}" if below is not None else ""
+        span = f"above {above:g}{end}"
+    else:
+        span = f"up to {high:g}" if high is not None else f"below {below:g}" if below is not None else ""
+    return ", ".join(part for part in (f"a multiple of {step:g}" if step else "", span) if part)
+
+
+def _bound(field: FieldInfo, which: str) -> float | None:
+    return next((value for m in field.metadata if (value := getattr(m, which, None)) is not None), None)
 
 
 def known_keys(kind: type[Options]) -> list[str]:

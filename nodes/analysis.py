@@ -18,8 +18,9 @@ from . import host, types
 from .host.velocity import velocities
 from .host.weights import ModelWeights
 from .loras import CATEGORY
-from .wire import from_wire, to_wire
+from .wire import from_wire, names_of, to_wire
 
+SIDES = (64, 4096, 16)  # of a picture in pixels: the least, the most, the step
 CHANGE = Scale(name="of the output's norm, mean over prompts and noise levels", digits=".2%")
 
 
@@ -47,6 +48,17 @@ def read_levels(text: str) -> list[float]:
     if odd is not None:
         raise AtelierError(f"The noise level is {odd}. Give numbers above 0 and up to 1.")
     return levels
+
+
+def check_size(**sides: int | None) -> None:
+    """Raise AtelierError for a width or a height that no picture is drawn in; None comes by wire and waits.
+
+    ComfyUI's own latents round it down in silence.
+    """
+    low, high, step = SIDES
+    for side, value in sides.items():
+        if value is not None and not (low <= value <= high and value % step == 0):
+            raise AtelierError(f"The {side} is {value}. Choose a multiple of {step}, {low} to {high}.")
 
 
 def read_prompts(text: str, node: str) -> list[str]:
@@ -148,7 +160,7 @@ class LoraSimilarity(io.ComfyNode):
     def execute(cls, loras: dict, names: str, name: str, seed: int) -> io.NodeOutput:
         folder = analysis_folder(name)
         chosen = [word.strip() for word in names.split(",")] if names.strip() else []
-        called = [*chosen, *list(loras)[len(chosen) :]][: len(loras)]
+        called = [*chosen, *names_of(loras)[len(chosen) :]][: len(loras)]
         with torch.inference_mode(False):
             read = [(n, from_wire(tensors, n)) for n, tensors in zip(called, loras.values(), strict=True)]
             count = len({module for _, lora in read for module in lora.modules})
@@ -247,13 +259,17 @@ class LoraImportance(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sigmas):
-        return host.told(read_levels, sigmas)
+    def validate_inputs(cls, sigmas, width=None, height=None):
+        read = host.told(read_levels, sigmas)
+        return (
+            read if read is not True else host.told(lambda sides: check_size(**sides), dict(width=width, height=height))
+        )
 
     @classmethod
     def execute(
         cls, model, clip, lora, prompts, sigmas, way, least, seed, steps, guidance, width, height
     ) -> io.NodeOutput:
+        check_size(width=width, height=height)
         lines, levels = read_prompts(prompts, "LoRA Importance"), read_levels(sigmas)
         read = from_wire(lora, "lora")
         progress = host.Progress(len(lines) + 2 + len(blocks_of(read)), cls.hidden.unique_id)

@@ -10,7 +10,7 @@ from ..core.lora.schedule import INTERPOLATIONS, Interpolation, parse_schedule
 from . import host, types
 from .host.hooks import lora_hooks, schedule_lora
 from .saving import save_lora
-from .wire import from_wire, to_wire
+from .wire import called, from_wire, to_wire
 
 CATEGORY = "Flux Atelier/LoRA"
 
@@ -98,13 +98,13 @@ class ApplyBlockWeights(io.ComfyNode):
     @classmethod
     def execute(cls, lora: dict, weights: str, name: str) -> io.NodeOutput:
         with torch.inference_mode(False):
-            given = from_wire(lora, "lora")
+            given = from_wire(lora, called(lora, "lora"))
             read = parse_weights(weights, given.base)
             weighted = apply_weights(given, read)
             lines = [summary(given, read)]
             if name.strip():
-                lines.append(str(save_lora(name, weighted, {"lora": given})))
-            out = to_wire(weighted)
+                lines.append(str(save_lora(name, weighted, {called(lora, "lora"): given})))
+            out = to_wire(weighted, name.strip())
         return io.NodeOutput(out, ui=ui.PreviewText("\n".join(lines)))
 
 

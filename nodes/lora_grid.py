@@ -12,6 +12,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
+from ..core.counting import counted
 from ..core.errors import AtelierError
 from ..core.evaluation import cells as bench
 from ..core.evaluation.cells import Axis, Cell, CellStore, Patch, Settings
@@ -23,6 +24,7 @@ from ..core.lora.formats import read_lora
 from ..core.lora.inspection import inspect_lora
 from ..core.lora.record import Base
 from . import host, types
+from .analysis import check_size
 from .host.cells import Painter, sampler_names, scheduler_names, with_lora_named
 from .loras import CATEGORY
 from .wire import LoraTensors, from_wire, to_wire
@@ -116,15 +118,21 @@ class LoraGrid(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, name, x_axis, x_values, y_axis, y_values, z_axis, z_values, prompts, blocks,
-        loras=None,  # noqa: ARG003 - the server always passes it, as names without values
+        loras=None, width=None, height=None,
     ):  # fmt: skip
         named = host.told(grid_file, name)
+        if named is True:
+            named = host.told(lambda sides: check_size(**sides), dict(width=width, height=height))
         given = {
             "x_axis": x_axis, "x_values": x_values, "y_axis": y_axis, "y_values": y_values, "z_axis": z_axis,
             "z_values": z_values, "prompts": prompts, "blocks": blocks,
         }  # fmt: skip
         linked = None in given.values()
-        return named if named is not True or linked else host.told(read_grid, given)
+        return (
+            named
+            if named is not True or linked
+            else host.told(read_grid, given, None if loras is None else list(loras))
+        )
 
     @classmethod
     def fingerprint_inputs(cls, **given):
@@ -141,6 +149,7 @@ class LoraGrid(io.ComfyNode):
     def execute(cls, model, clip, vae, loras: dict | None = None, **values) -> io.NodeOutput:
         sockets = {name: tensors for name, tensors in (loras or {}).items() if tensors is not None}
         path = grid_file(values["name"])
+        check_size(width=values["width"], height=values["height"])
         painter = Painter(clip, vae, *(values[k] for k in ("width", "height", "sampler", "scheduler")))
         axes, cells = read_grid(values, list(sockets))
         with torch.inference_mode(False):
@@ -349,7 +358,7 @@ class Drawing:
         drawn = len(self.pictures) - self.cached
         took = f" in {self.seconds:.1f} s" if drawn else ""
         return (
-            f"{len(self.plan.cells)} cells: {drawn} drawn now{took}, {self.cached} were there\n"
+            f"{counted(len(self.plan.cells), 'cell')}: {drawn} drawn now{took}, {self.cached} were there\n"
             f"sheets and table: {path}\npictures: {self.store.folder}"
         )
 

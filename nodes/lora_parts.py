@@ -9,9 +9,9 @@ from ..core.images import to_image, to_picture
 from ..core.lora.directions import WAYS, By, Selection, choose, name_of, select
 from ..core.lora.shared import split_shared
 from . import host, types
-from .analysis import read_numbers, read_prompts, shown
+from .analysis import check_size, read_numbers, read_prompts, shown
 from .loras import CATEGORY
-from .wire import from_wire, to_wire
+from .wire import called, from_wire, to_wire
 
 BY = (
     "direction: part k is the k-th direction of every layer. pair: the k-th strongest pair of a layer and a direction. "
@@ -55,7 +55,7 @@ class SplitLora(io.ComfyNode):
     @classmethod
     def execute(cls, lora, by: By, parts: str) -> io.NodeOutput:
         with torch.inference_mode(False):
-            found = select(from_wire(lora, "lora"), parts, by)
+            found = select(from_wire(lora, called(lora, "lora")), parts, by)
             halves = to_wire(found.lora), to_wire(found.rest)
         report = parts_report(found)
         return io.NodeOutput(*halves, report, ui=ui.PreviewText(report))
@@ -105,9 +105,11 @@ class SharedPart(io.ComfyNode):
     @classmethod
     def execute(cls, lora, others: dict, energy: float) -> io.NodeOutput:
         with torch.inference_mode(False):
-            read = from_wire(lora, "lora")
+            read = from_wire(lora, called(lora, "lora"))
             progress = host.Progress(len(read.modules), cls.hidden.unique_id)
-            found = split_shared(read, [from_wire(o, n) for n, o in others.items()], energy, progress.at)
+            found = split_shared(
+                read, [from_wire(other, called(other, socket)) for socket, other in others.items()], energy, progress.at
+            )
             parts = to_wire(found.shared), to_wire(found.private)
         report = f"{found.share:.2%} of the energy is shared, {1 - found.share:.2%} is private"
         return io.NodeOutput(*parts, report, ui=ui.PreviewText(report))
@@ -156,16 +158,20 @@ class DirectionStrip(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, strengths):
-        return host.told(read_numbers, strengths, "strengths")
+    def validate_inputs(cls, strengths, width=None, height=None):
+        read = host.told(read_numbers, strengths, "strengths")
+        return (
+            read if read is not True else host.told(lambda sides: check_size(**sides), dict(width=width, height=height))
+        )
 
     @classmethod
     def execute(
         cls, model, clip, vae, lora, by, part, strengths, rest, prompt, seed, steps, guidance, width, height
     ) -> io.NodeOutput:
+        check_size(width=width, height=height)
         lines, numbers = read_prompts(prompt, "Direction Strip"), read_numbers(strengths, "strengths")
         with torch.inference_mode(False):
-            found = select(from_wire(lora, "lora"), str(part), by)
+            found = select(from_wire(lora, called(lora, "lora")), str(part), by)
             one, others = to_wire(found.lora), to_wire(found.rest)
         progress = host.Progress(len(lines) * len(numbers), cls.hidden.unique_id)
         conditions = [host.condition(clip, line, guidance) for line in lines]

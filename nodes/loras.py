@@ -3,13 +3,14 @@
 import torch
 from comfy_api.latest import io, ui
 
+from ..core.counting import counted
 from ..core.files import read_tensors
 from ..core.lora.formats.layouts import SCHEMES
 from ..core.lora.inspection import inspect_lora
 from ..core.lora.provenance import trigger_words
 from . import host, types
 from .saving import save_lora
-from .wire import from_wire, opened
+from .wire import called, from_wire, opened
 
 CATEGORY = "Flux Atelier/LoRA"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -66,7 +67,7 @@ class InspectLora(io.ComfyNode):
     @classmethod
     def execute(cls, lora, every_layer: bool) -> io.NodeOutput:
         with torch.inference_mode(False):
-            text = inspect_lora(lora, getattr(lora, "metadata", {}), "lora").text(every_layer)
+            text = inspect_lora(lora, getattr(lora, "metadata", {}), called(lora, "lora")).text(every_layer)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
@@ -100,11 +101,13 @@ class ConvertLora(io.ComfyNode):
     @classmethod
     def execute(cls, lora, layout: str, dtype: str, name: str) -> io.NodeOutput:
         with torch.inference_mode(False):
-            source = from_wire(lora, "lora")
-            path = save_lora(name, source, {"lora": source}, layout, DTYPES[dtype])
+            source = from_wire(lora, called(lora, "lora"))
+            path = save_lora(name, source, {called(lora, "lora"): source}, layout, DTYPES[dtype])
             tensors, metadata = read_tensors(path)
             wire, seen = opened(tensors, metadata, path.name)
-        left = f"\n{len(source.unknown)} tensors that nothing understands were left out" if source.unknown else ""
+        words = "that nothing understands"
+        told = counted(len(source.unknown), f"tensor {words} was", f"tensors {words} were")
+        left = f"\n{told} left out" if source.unknown else ""
         return io.NodeOutput(wire, host.lora_name_of(path), ui=ui.PreviewText(f"{path}{left}\n{seen.text()}"))
 
 

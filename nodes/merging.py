@@ -1,19 +1,21 @@
 """Merging LoRAs into one file, by what they do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from comfy_api.latest import io, ui
 
+from ..core.counting import counted
 from ..core.errors import AtelierError
-from ..core.lora.merge import MergeOptions, merge, summary
+from ..core.lora.merge import MergeOptions, check_block_weights, check_request, merge, summary
 from ..core.options import parse
 from . import host, types
 from .saving import save_lora
 from .widgets import inputs_of
-from .wire import from_wire, to_wire
+from .wire import from_wire, names_of, to_wire
 
 CATEGORY = "Flux Atelier/LoRA"
+HIGHEST = 1024  # rank of the result
 TITLE = "Merge LoRAs"
 USUAL = MergeOptions()
 NUMBERS = ("energy", "density", "t", "epsilon", "gamma", "seed")
@@ -43,7 +45,7 @@ class MergeLoras(io.ComfyNode):
                     "rank",
                     default=16,
                     min=0,
-                    max=1024,
+                    max=HIGHEST,
                     tooltip="Rank of the result; 0 keeps what is exact in factors, with at most the sum of the ranks.",
                 ),
                 io.String.Input("name", default="merged", tooltip="Name of the file in output/loras."),
@@ -69,6 +71,7 @@ class MergeLoras(io.ComfyNode):
         cls,
         name,
         weights,
+        rank=16,
         loras=None,
         method=USUAL.method,
         energy=USUAL.energy,
@@ -76,12 +79,21 @@ class MergeLoras(io.ComfyNode):
         t=USUAL.t,
         epsilon=USUAL.epsilon,
         gamma=USUAL.gamma,
+        block_weights="",
     ):
         # The others are named by nobody here, so that ComfyUI goes on checking their limits.
         options = dict(method=method, energy=energy, density=density, t=t, epsilon=epsilon, gamma=gamma)
-        checks = [(host.lora_file, name), (read_weights, weights, len(loras) if loras else types.MOST_LORAS)]
+        sockets = list(loras or [f"lora{i}" for i in range(types.MOST_LORAS)])
+        checks = [
+            (host.lora_file, name),
+            (check_rank, rank),
+            (read_weights, weights, len(sockets)),
+            (check_block_weights, block_weights, len(sockets)),
+        ]
         if None not in options.values():  # a linked one comes as None, and only the run knows whether they fit
             checks.append((lambda given: parse(MergeOptions, given, TITLE), options))
+            if loras and None not in (weights, rank):
+                checks.append((lambda given: check_merge(sockets, weights, rank, given), options))
         found = (host.told(*check) for check in checks)
         return next((told for told in found if told is not True), True)
 
@@ -91,14 +103,26 @@ class MergeLoras(io.ComfyNode):
         numbers = read_weights(weights, len(loras))
         with torch.inference_mode(False):
             parts = [
-                (socket, weight, from_wire(tensors, socket))
-                for (socket, tensors), weight in zip(loras.items(), numbers, strict=True)
+                (called, weight, from_wire(tensors, called))
+                for called, tensors, weight in zip(names_of(loras), loras.values(), numbers, strict=True)
             ]
             merged = merge(parts, rank, chosen, bar(cls.hidden.unique_id))
-            path = save_lora(name, merged.lora, {socket: lora for socket, _, lora in parts})
-            tensors = to_wire(merged.lora)
+            path = save_lora(name, merged.lora, {called: lora for called, _, lora in parts})
+            tensors = to_wire(merged.lora, path.name)
         text = f"{path}\n{summary(parts, merged, chosen)}\n{merged.report()}"
         return io.NodeOutput(tensors, host.lora_name_of(path), text, ui=ui.PreviewText(text))
+
+
+def check_rank(rank: int) -> None:
+    """Raise AtelierError for a rank beyond the widget's limits, which ComfyUI leaves to who looks at it beforehand."""
+    if not 0 <= rank <= HIGHEST:
+        raise AtelierError(f"The rank is {rank}. Choose 0 to {HIGHEST}.")
+
+
+def check_merge(sockets: Sequence[str], weights: str, rank: int, options: dict) -> None:
+    """Raise AtelierError for a merge that cannot be, by the node's inputs."""
+    numbers = read_weights(weights, len(sockets))
+    check_request(list(zip(sockets, numbers, strict=True)), rank, parse(MergeOptions, options, TITLE))
 
 
 def bar(node_id: str | None) -> Callable[[int, int], None]:
@@ -126,7 +150,9 @@ def read_weights(text: str, count: int) -> list[float]:
                 f"The weights have {word.strip()!r}, which is no number. Write numbers like 1.0, 0.5."
             ) from None
     if len(numbers) > count:
-        raise AtelierError(f"There are {len(numbers)} weights for {count} LoRAs. Give one weight for each LoRA.")
+        raise AtelierError(
+            f"There are {len(numbers)} weights for {counted(count, 'LoRA')}. Give one weight for each LoRA."
+        )
     return numbers + numbers[-1:] * (count - len(numbers))
 
 

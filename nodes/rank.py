@@ -10,20 +10,22 @@ from ..core.lora.budget import Budget, norms_of, resize_to_size
 from ..core.lora.prune import Pruning, prune
 from ..core.lora.quantise import STORAGES, Storage, quantise
 from ..core.lora.record import Lora
-from ..core.lora.resize import METHODS, Method, Resized, Rule, parse_rules, resize
+from ..core.lora.resize import METHODS, Method, Resized, Rule, check_rule_text, parse_rules, resize
 from . import host, types
 from .host.weights import ModelWeights
 from .saving import save_lora
-from .wire import from_wire, to_wire
+from .wire import called, from_wire, to_wire
 
 CATEGORY = "Flux Atelier/LoRA"
 SIZE = "size"
+MOST, HIGHEST = 100_000, 1024  # of amount, and of a layer's rank
 
 
 class Made(NamedTuple):
-    """What a node made, of what, and in which precision its file is."""
+    """What a node made, of what by which name, and in which precision its file is."""
 
     source: Lora
+    parent: str
     lora: Lora
     dtype: torch.dtype
 
@@ -60,7 +62,7 @@ class ResizeLora(io.ComfyNode):
                     "amount",
                     default=16.0,
                     min=0.0,
-                    max=100000.0,
+                    max=float(MOST),
                     step=0.01,
                     tooltip="For rank a whole number, 16; for energy, frobenius and cumulative above 0 up to 1, 0.9; "
                     "for ratio 1 or more, 20; for size MiB, 100.",
@@ -69,14 +71,14 @@ class ResizeLora(io.ComfyNode):
                     "lowest_rank",
                     default=1,
                     min=0,
-                    max=1024,
+                    max=HIGHEST,
                     tooltip="Rank that every layer keeps in any case; 0, with size, lets whole layers go. Not with rank.",
                 ),
                 io.Int.Input(
                     "highest_rank",
                     default=0,
                     min=0,
-                    max=1024,
+                    max=HIGHEST,
                     tooltip="Rank that no layer goes above; 0 for no limit. Not with rank.",
                 ),
                 io.String.Input(
@@ -97,11 +99,13 @@ class ResizeLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name, method, amount, lowest_rank, highest_rank):
-        named = host.told(host.lora_file, name)
-        if named is not True or None in (method, amount, lowest_rank, highest_rank):
-            return named
-        return host.told(_plan, method, amount, lowest_rank, highest_rank)
+    def validate_inputs(cls, name, method, amount, lowest_rank, highest_rank, rules=""):
+        checks = [(host.lora_file, name), (check_rule_text, rules)]
+        if None not in (method, amount, lowest_rank, highest_rank):
+            checks += [(_check_limits, amount, lowest_rank, highest_rank)]
+            checks += [(_plan, method, amount, lowest_rank, highest_rank)]
+        found = (host.told(*check) for check in checks)
+        return next((told for told in found if told is not True), True)
 
     @classmethod
     def execute(
@@ -111,7 +115,7 @@ class ResizeLora(io.ComfyNode):
         if model is not None and isinstance(plan, Rule):
             raise AtelierError(f"The model counts only for the method size, not for {method}. Disconnect it.")
         with torch.inference_mode(False):
-            source = from_wire(lora, "lora")
+            source = from_wire(lora, called(lora, "lora"))
             chosen = parse_rules(rules, source.base)
             watch = host.Progress(len(source.modules), cls.hidden.unique_id).at
             if isinstance(plan, Rule):
@@ -120,25 +124,40 @@ class ResizeLora(io.ComfyNode):
                 norm = None if model is None else norms_of(ModelWeights(model, "model"))
                 budget = Budget(plan.mib, plan.least, plan.most, norm=norm)
                 resized = resize_to_size(source, budget, chosen, watch)
-            return _written(name, source, resized)
+            return _written(name, source, called(lora, "lora"), resized)
+
+
+def _check_limits(amount: float, lowest: int, highest: int) -> None:
+    """Raise AtelierError beyond the widgets' limits, which ComfyUI leaves to who looks at them beforehand."""
+    for what, value, most in (
+        ("amount", amount, MOST),
+        ("lowest_rank", lowest, HIGHEST),
+        ("highest_rank", highest, HIGHEST),
+    ):
+        if not value <= most:
+            raise AtelierError(f"{what} is {value:g}, and the most is {most}. Choose less.")
 
 
 def _plan(method: str, amount: float, lowest: int, highest: int) -> Rule | Budget:
     """The rule or the budget of the node's widgets; raises AtelierError for values that do not fit."""
+    if method == "rank" and (lowest, highest) != (1, 0):
+        raise AtelierError(
+            "A fixed rank has limits besides. Set lowest_rank to 1 and highest_rank to 0, or choose another method."
+        )
     return Budget(amount, lowest, highest) if method == SIZE else Rule(cast(Method, method), amount, lowest, highest)
 
 
-def _written(name: str, source: Lora, resized: Resized) -> io.NodeOutput:
+def _written(name: str, source: Lora, parent: str, resized: Resized) -> io.NodeOutput:
     """A node's outputs for a LoRA of lower ranks: it in a file and on the wire, and what became of it."""
-    made = Made(source, resized.lora, torch.float16)
+    made = Made(source, parent, resized.lora, torch.float16)
     return _output(name, made, resized.summary, resized.table)
 
 
 def _output(name: str, made: Made, summary: str, table: str) -> io.NodeOutput:
-    path = save_lora(name, made.lora, {"lora": made.source}, dtype=made.dtype)
+    path = save_lora(name, made.lora, {made.parent: made.source}, dtype=made.dtype)
     head = f"{path}\n{path.stat().st_size / 2**20:.2f} MiB\n{summary}"
     text = f"{head}\n\n{table}"
-    return io.NodeOutput(to_wire(made.lora), host.lora_name_of(path), text, ui=ui.PreviewText(head))
+    return io.NodeOutput(to_wire(made.lora, path.name), host.lora_name_of(path), text, ui=ui.PreviewText(head))
 
 
 class PruneLora(io.ComfyNode):
@@ -193,9 +212,9 @@ class PruneLora(io.ComfyNode):
     def execute(cls, lora, layers: str, share: float, threshold: float, name: str) -> io.NodeOutput:
         pruning = Pruning(layers, share, threshold)
         with torch.inference_mode(False):
-            source = from_wire(lora, "lora")
+            source = from_wire(lora, called(lora, "lora"))
             watch = host.Progress(len(source.modules), cls.hidden.unique_id).at
-            return _written(name, source, prune(source, pruning, watch))
+            return _written(name, source, called(lora, "lora"), prune(source, pruning, watch))
 
 
 class QuantiseLora(io.ComfyNode):
@@ -229,10 +248,10 @@ class QuantiseLora(io.ComfyNode):
     @classmethod
     def execute(cls, lora, storage: str, name: str) -> io.NodeOutput:
         with torch.inference_mode(False):
-            source = from_wire(lora, "lora")
+            source = from_wire(lora, called(lora, "lora"))
             watch = host.Progress(len(source.modules), cls.hidden.unique_id).at
             made = quantise(source, cast(Storage, storage), watch=watch)
-            return _output(name, Made(source, made.lora, made.dtype), made.summary, made.table)
+            return _output(name, Made(source, called(lora, "lora"), made.lora, made.dtype), made.summary, made.table)
 
 
 NODES = [ResizeLora, PruneLora, QuantiseLora]

@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 from comfy_api.latest import io, ui
 
+from ..core.counting import counted
 from ..core.errors import AtelierError
 from ..core.files import digest_of, read_tensors
 from ..core.lora.formats import read_lora
@@ -136,7 +137,7 @@ class FindLora(io.ComfyNode):
             found = _found(registry, query, base, sort, limit)
         if index >= len(found):
             raise AtelierError(
-                f"{len(found)} LoRAs match {query!r}, so there is no row {index}. "
+                f"{counted(len(found), 'LoRA matches', 'LoRAs match')} {query!r}, so there is no row {index}. "
                 "Write other words or a lower index, or switch rescan on."
             )
         table = "\n".join([*map(row_of, range(len(found)), found), *told])

@@ -1,6 +1,8 @@
 """LoRAs on wires: core's LORA_MODEL, a dict of tensors, with the file's header beside it where there is one."""
 
 import logging
+from collections.abc import Mapping
+from pathlib import PurePath
 
 import torch
 
@@ -14,16 +16,39 @@ log = logging.getLogger("flux_atelier")
 
 
 class LoraTensors(dict[str, torch.Tensor]):
-    """A LORA_MODEL that remembers its header; every node of core's takes it for the dict it is."""
+    """A LORA_MODEL that remembers its header and its file; every node of core's takes it for the dict it is.
 
-    def __init__(self, tensors: dict[str, torch.Tensor], metadata: dict[str, str]):
+    name  of its file without folder and ending; empty where it is in none
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], metadata: dict[str, str], name: str = ""):
         super().__init__(tensors)
         self.metadata = metadata
+        self.name = name
 
 
-def to_wire(lora: Lora) -> LoraTensors:
-    """A LoRA as a LORA_MODEL: kohya keys, which all of ComfyUI's loaders read right, in float32."""
-    return LoraTensors(to_layout(lora, "kohya", torch.float32), told_base(lora))
+def to_wire(lora: Lora, name: str = "") -> LoraTensors:
+    """A LoRA as a LORA_MODEL: kohya keys, which all of ComfyUI's loaders read right, in float32.
+
+    name  of the file it is in, if any
+    """
+    return LoraTensors(to_layout(lora, "kohya", torch.float32), told_base(lora), stem_of(name))
+
+
+def stem_of(name: str) -> str:
+    """A file's name without its folder and its ending."""
+    return PurePath(name).name.removesuffix(".safetensors")
+
+
+def called(tensors: object, socket: str) -> str:
+    """What to call a LORA_MODEL: its file's name, or its socket's where it is in no file."""
+    return getattr(tensors, "name", "") or socket
+
+
+def names_of(loras: Mapping[str, object]) -> list[str]:
+    """What to call the LORA_MODELs on some sockets, each by a name of its own."""
+    names = [called(tensors, socket) for socket, tensors in loras.items()]
+    return [name if names.count(name) == 1 else f"{name} ({socket})" for name, socket in zip(names, loras, strict=True)]
 
 
 def opened(tensors: dict[str, torch.Tensor], metadata: dict[str, str], name: str) -> tuple[LoraTensors, Inspection]:
@@ -35,10 +60,10 @@ def opened(tensors: dict[str, torch.Tensor], metadata: dict[str, str], name: str
     seen = inspect_lora(tensors, metadata, name)
     if not seen.right_in_comfyui:
         try:
-            return to_wire(seen.lora), seen
+            return to_wire(seen.lora, name), seen
         except AtelierError as error:  # a DoRA of diffusers': the nodes here read it as it is
             log.warning("%s travels as it is: %s", name, error)
-    return LoraTensors(tensors, metadata), seen
+    return LoraTensors(tensors, metadata, stem_of(name)), seen
 
 
 def from_wire(tensors: dict[str, torch.Tensor], name: str) -> Lora:

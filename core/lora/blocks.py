@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from ..counting import counted
 from ..errors import AtelierError
 from .anatomy import ANATOMY, TEXT, Anatomy, Kind, modules
 from .factors import Factors
@@ -294,7 +295,10 @@ def summary(lora: Lora, weights: BlockWeights) -> str:
     names = [*lora.modules, *lora.vectors]
     counts = Counter(weights.of(name) for name in names)
     told = [f"{count} at {weight:g}" for weight, count in sorted(counts.items(), reverse=True) if weight]
-    lines = [f"{len(names)} layers: " + ", ".join([*told[:MOST_TOLD], *(["..."] if len(told) > MOST_TOLD else [])])]
+    lines = [
+        f"{counted(len(names), 'layer')}: "
+        + ", ".join([*told[:MOST_TOLD], *(["..."] if len(told) > MOST_TOLD else [])])
+    ]
     if counts[0.0]:
         lines.append(f"{counts[0.0]} left out")
     entries = [rule for rule in weights.rules if "=" in rule.text]

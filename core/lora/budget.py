@@ -21,7 +21,7 @@ from .svd import svd_of
 
 MIB = 1 << 20
 ENTRY = 72  # bytes of a tensor's entry in the header, beside its name
-FRAME = 64  # of the header's own: its length, its padding, the metadata's name
+FRAME = 256  # of the header beside what the LoRA says: its length, padding, title, date, rank and alpha
 
 
 @dataclass(frozen=True)

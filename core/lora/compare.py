@@ -12,6 +12,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from ..counting import counted
 from ..errors import AtelierError
 from .factors import Factors
 from .kinds import plain
@@ -266,6 +267,7 @@ def told(comparison: Comparison) -> str:
         lines.append(
             f"{names[i]} and {names[j]}: cosine {comparison.cosine[i, j]:.4f} ({angle:.1f} degrees), "
             f"{comparison.shared[i, j]:.2%} of the first and {comparison.shared[j, i]:.2%} of the second in the other's "
-            f"space, signs against each other in {comparison.conflict[i, j]:.2%}, {int(comparison.common[i, j])} layers in common"
+            f"space, signs against each other in {comparison.conflict[i, j]:.2%}, "
+            f"{counted(int(comparison.common[i, j]), 'layer')} in common"
         )
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from ..options import Options
 from .blocks import parse_weights
 from .factors import Factors, truncate
 from .kinds import WIDEST, Hada, Kron, Layer, Rotation, plain
-from .provenance import inherit
+from .provenance import ARCHITECTURE, inherit
 from .recompress import Retained, recompress, retained_report, share_kept
 from .record import Base, Lora
 from .tiles import change_over, size_of
@@ -29,6 +29,8 @@ CPU = torch.device("cpu")
 MORE = 8  # directions beyond the rank that the last step chooses from
 ROUNDS, SEED = 4, 0  # of subspace iteration in the randomised SVD
 ROWS = 256
+IMAGE_IN, GUIDANCE = "img_in.weight", "guidance_in.in_layer.weight"
+FLUX2_SIZES = {6144: "flux-2-dev", 4096: "flux-2-klein-9b", 3072: "flux-2-klein-4b"}  # by the width of the model
 FLUX2 = "double_stream_modulation_img.lin.weight"  # a parameter that Flux.2 has and Flux.1 has not
 SIDE = 512  # shorter side up to which Gram matrices are in float64, where it costs nothing
 Method = Literal["exact", "fast"]
@@ -121,7 +123,7 @@ def extract(
     if not modules and not vectors:
         raise AtelierError(f"{tuned.name} and {base.name} do not differ in these layers. Choose two different models.")
     recipe = {"extract": {"tuned": tuned.name, "base": base.name} | told(options)}
-    lora = Lora(modules, "kohya", inherit([], recipe), vectors=vectors, base=kind)
+    lora = Lora(modules, "kohya", inherit([], recipe) | _architecture(base, kind), vectors=vectors, base=kind)
     yield Step(len(names), len(names), "", Extracted(lora, fits, same, _note(tuned, base)))
 
 
@@ -270,6 +272,15 @@ def _difference(tuned: Weights, base: Weights, name: str) -> Tensor:
 
 def _kind(tuned: Weights, base: Weights) -> Base:
     return "flux2" if FLUX2 in tuned.shapes or FLUX2 in base.shapes else "flux1"
+
+
+def _architecture(base: Weights, kind: Base) -> dict[str, str]:
+    """The header's entry for the model that a LoRA is for; none for a part of a model, or one of unknown size."""
+    if IMAGE_IN not in base.shapes:
+        return {}
+    flux1 = "flux-1-dev" if GUIDANCE in base.shapes else "flux-1-schnell"
+    name = FLUX2_SIZES.get(base.shapes[IMAGE_IN][0]) if kind == "flux2" else flux1
+    return {ARCHITECTURE: f"{name}/lora"} if name else {}
 
 
 def _chosen(tuned: Weights, base: Weights, layers: str, kind: Base) -> list[str]:

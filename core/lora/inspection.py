@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..counting import counted
 from .factors import Factors
 from .formats.bases import NAMES
 from .formats.comfy import read_by_comfyui
@@ -56,13 +57,14 @@ class Inspection:
         lora = self.lora
         kinds = Counter(layer.kind for layer in self.layers)
         lines = [
-            f"{self.name}: {', '.join(f'{n} {k}' for k, n in kinds.items())} layers for {NAMES[lora.base]}",
+            f"{self.name}: {', '.join(f'{n} {k}' for k, n in kinds.items())} layer{'s' * (len(self.layers) != 1)} "
+            f"for {NAMES[lora.base]}",
             f"layout {lora.layout}, {self.precision}, {self.size / 2**20:.1f} MiB",
             f"rank {_spread([x.rank for x in self.layers])}, alpha {_spread([x.alpha for x in self.layers])}, "
             f"scale {_spread([x.scale for x in self.layers])}",
         ]
         text = sum(is_text(x.module) for x in self.layers)
-        lines += [f"text encoders: {text} layers"] if text else []
+        lines += [f"text encoders: {counted(text, 'layer')}"] if text else []
         lines += [f"biases and norms: {len(lora.vectors)}"] if lora.vectors else []
         words = trigger_words(lora.metadata)
         lines += [f"trigger words: {', '.join(words)}"] if words else []

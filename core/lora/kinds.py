@@ -5,6 +5,7 @@ exactly; what works on factors works on them. Rotations (OFT, BOFT) and DoRA cha
 `delta_over` has their change over a given weight. Source: LyCORIS, arXiv:2309.14859.
 """
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -86,10 +87,15 @@ class Hada:
         return Factors(self.scale * up, down, float(rank), kernel=self.kernel)
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Names and values as files have them; the scale goes into w1_a, and alpha equals the rank."""
-        parts = (self.first[0].float() * self.scale, self.first[1], *self.second)
-        names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-        return {name: part.to(dtype) for name, part in zip(names, parts, strict=True)}
+        """Names and values as files have them; the scale goes into w1_a, so that no alpha is needed."""
+        pairs = (self.first[0].float() * self.scale, self.first[1]), self.second
+        parts = {}
+        for i, (a, b) in enumerate(pairs, 1):
+            if self.kernel:  # only a Tucker core tells its size
+                parts[f"hada_t{i}"], b = tucker(b, self.kernel)
+                a = a.mT.contiguous()
+            parts |= {f"hada_w{i}_a": a, f"hada_w{i}_b": b}
+        return {name: part.to(dtype) for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,19 @@ def hadamard_factors(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Te
     """up [out, R1 R2] and down [R1 R2, in] with up @ down = (a1 @ b1) * (a2 @ b2)."""
     up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
     return up, (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
+
+
+def tucker(b: Tensor, kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """A convolution's factor b [R, in k] as core [R, r, *kernel] and inner [r, in], exactly and in few values.
+
+    One of the two has only ones and zeros: the core with r = R k, or the inner with r = in, whichever r is smaller.
+    """
+    rank, rows = len(b), b.reshape(len(b), -1, math.prod(kernel))
+    width, spots = rows.shape[1:]
+    if rank * spots >= width:
+        return rows.reshape(rank, width, *kernel), torch.eye(width)
+    core = torch.eye(rank * spots).reshape(rank, spots, -1).mT.reshape(rank, -1, *kernel)
+    return core, rows.mT.reshape(-1, width)
 
 
 def refuse_wide(rank: int, kind: str) -> None:

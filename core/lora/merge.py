@@ -17,10 +17,11 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
+from ..counting import counted
 from ..errors import AtelierError
 from ..options import Options
 from . import elementwise, spans
-from .blocks import BlockWeights, parse_weights
+from .blocks import BlockWeights, check_weights, parse_weights
 from .elementwise import Part, Pruning
 from .factors import Factors, weighted_sum
 from .kinds import Layer, kind_of, plain
@@ -42,6 +43,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "epsilon": ("della", "della_linear"),
     "gamma": ("breadcrumbs",),
 }
+NOTHING = "All weights are 0, so nothing is left of the merge. Give one of the LoRAs a weight."
 OF_ONE = re.compile(r"\s*(?:lora)?(\d+)\s*:(.*)", re.DOTALL)
 
 
@@ -139,7 +141,8 @@ def merge(
     Raises AtelierError if there are none, they fit different base models, or are no plain LoRAs.
     """
     options = options or MergeOptions()
-    _check(loras, rank, options)
+    check_request([(name, weight) for name, weight, _ in loras], rank, options)
+    _refuse_other_bases(loras)
     blocks = read_block_weights(options.block_weights, [lora for _, _, lora in loras])
     job = _Job(loras, rank, options, _weights(loras, options), blocks)
     names = list(dict.fromkeys(m for _, _, lora in loras for m in lora.modules))
@@ -155,7 +158,7 @@ def merge(
     vectors = {name: job.vector(name) for name in dict.fromkeys(v for _, _, lora in loras for v in lora.vectors)}
     kept = {name: value for name, value in vectors.items() if value is not None}
     if not modules and not kept:
-        raise AtelierError("All weights are 0, so nothing is left of the merge. Give one of the LoRAs a weight.")
+        raise AtelierError(NOTHING)
     metadata = inherit([lora for _, _, lora in loras], recipe(loras, rank, options))
     lora = Lora(Layers(modules), "kohya", metadata, vectors=kept, base=loras[0][2].base)
     return Merged(lora, share_kept(layers), layers)
@@ -164,9 +167,11 @@ def merge(
 def summary(loras: Sequence[tuple[str, float, Lora]], merged: Merged, options: MergeOptions) -> str:
     """A merge in a line or two: how many LoRAs, how merged, what is kept, what was left out."""
     unknown = sum(len(lora.unknown) for _, _, lora in loras)
-    left_out = f"\n{unknown} tensors that are no layer of the base model were left out" if unknown else ""
+    base = "no layer of the base model"
+    left = counted(unknown, f"tensor that is {base} was", f"tensors that are {base} were")
+    left_out = f"\n{left} left out" if unknown else ""
     made, what = ("", "sum") if options.method == "linear" else (f"{options.method} of ", "merge")
-    return f"{made}{len(loras)} LoRAs, rank {merged.rank}, {merged.kept:.2%} of the {what}'s energy kept{left_out}"
+    return f"{made}{counted(len(loras), 'LoRA')}, rank {merged.rank}, {merged.kept:.2%} of the {what}'s energy kept{left_out}"
 
 
 @dataclass(frozen=True)
@@ -257,19 +262,30 @@ def read_block_weights(text: str, loras: Sequence[Lora]) -> list[BlockWeights]:
     loras  in the order of the numbers
     Raises AtelierError for a number that no LoRA has, and for what is no block weight.
     """
+    texts = _texts(text, len(loras))
+    return [parse_weights(text, lora.base) for text, lora in zip(texts, loras, strict=True)]
+
+
+def check_block_weights(text: str, count: int) -> None:
+    """Raise AtelierError for block weights that no LoRAs of any base could have; read as read_block_weights does."""
+    for one in dict.fromkeys(_texts(text, count)):
+        check_weights(one)
+
+
+def _texts(text: str, count: int) -> list[str]:
+    """The block weights of each LoRA as a text of its own."""
     common: list[str] = []
-    own: list[list[str]] = [[] for _ in loras]
+    own: list[list[str]] = [[] for _ in range(count)]
     for line in re.split(r"[\n|]", text):
         found = OF_ONE.fullmatch(line.partition("#")[0])
         if not found:
             common.append(line)
-        elif int(found[1]) < len(loras):
+        elif int(found[1]) < count:
             own[int(found[1])].append(found[2])
         else:
-            raise AtelierError(
-                f"The block weights name lora{found[1]}, and there are {len(loras)} LoRAs. Count them from lora0."
-            )
-    return [parse_weights("\n".join([*common, *lines]), lora.base) for lora, lines in zip(loras, own, strict=True)]
+            there = f"there {'is' if count == 1 else 'are'} {counted(count, 'LoRA')}"
+            raise AtelierError(f"The block weights name lora{found[1]}, and {there}. Count them from lora0.")
+    return ["\n".join([*common, *lines]) for lines in own]
 
 
 def recipe(loras: Sequence[tuple[str, float, Lora]], rank: int, options: MergeOptions) -> dict[str, Any]:
@@ -283,23 +299,30 @@ def recipe(loras: Sequence[tuple[str, float, Lora]], rank: int, options: MergeOp
     return told | {name: value for name in ("energy", "block_weights") if (value := getattr(options, name))}
 
 
-def _check(loras: Sequence[tuple[str, float, Lora]], rank: int, options: MergeOptions) -> None:
-    if not loras:
+def check_request(weights: Sequence[tuple[str, float]], rank: int, options: MergeOptions) -> None:
+    """Raise AtelierError for a merge that cannot be, whatever its LoRAs hold.
+
+    weights  name and weight of each LoRA
+    rank     as merge takes it
+    """
+    if not weights:
         raise AtelierError("There is no LoRA to merge. Connect at least one.")
     if rank < 0:
         raise AtelierError(f"The rank is {rank}. Choose 0 for an exact merge, or a rank of 1 or more.")
-    odd = next(((name, weight) for name, weight, _ in loras if not math.isfinite(weight)), None)
+    odd = next(((name, weight) for name, weight in weights if not math.isfinite(weight)), None)
     if odd:
         raise AtelierError(f"The weight of {odd[0]} is {odd[1]}. Give a number such as 0.8.")
-    if options.method in PAIRS and len(loras) != 2:
-        raise AtelierError(f"{options.method} is between two LoRAs, and there are {len(loras)}. Give two.")
+    if options.method in PAIRS and len(weights) != 2:
+        there = "is 1" if len(weights) == 1 else f"are {len(weights)}"
+        raise AtelierError(f"{options.method} is between two LoRAs, and there {there}. Give two.")
     if options.method in elementwise.METHODS and not rank and not options.energy:
         raise AtelierError(
             f"{options.method} gives a change that no LoRA holds exactly. Set rank, such as 64, or energy above 0."
         )
-    if options.method == "average" and not sum(weight for _, weight, _ in loras):
+    if not any(weight for _, weight in weights):
+        raise AtelierError(NOTHING)
+    if options.method == "average" and not math.fsum(weight for _, weight in weights):
         raise AtelierError("The weights add up to 0, so they have no average. Use linear or change a weight.")
-    _refuse_other_bases(loras)
 
 
 def _refuse_other_bases(loras: Sequence[tuple[str, float, Lora]]) -> None:

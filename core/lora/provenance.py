@@ -9,8 +9,12 @@ from .record import Lora
 RECIPE = "flux_atelier.recipe"
 TRIGGER = "modelspec.trigger_phrase"
 TAGS = "ss_tag_frequency"
+DIM, ALPHA = "ss_network_dim", "ss_network_alpha"
+TITLE, DATE = "modelspec.title", "modelspec.date"
+ARCHITECTURE = "modelspec.architecture"
+UNEVEN = "Dynamic"  # sd-scripts' word for layers of several ranks
 # What all sources must agree on to be true of what is made of them.
-AGREED = ("modelspec.architecture", "modelspec.implementation", "ss_base_model_version")
+AGREED = (ARCHITECTURE, "modelspec.implementation", "ss_base_model_version")
 JOINED = ("ss_training_comment", "modelspec.author", "modelspec.license")
 
 
@@ -36,7 +40,7 @@ def inherit(loras: Sequence[Lora], recipe: Mapping[str, object]) -> dict[str, st
 
 def is_file_fact(key: str) -> bool:
     """Whether a header's entry is true of its own file alone."""
-    return "hash" in key or key in ("format", "lora_adapter_metadata", "modelspec.thumbnail")
+    return "hash" in key or key in (DIM, ALPHA, "format", "lora_adapter_metadata", "modelspec.thumbnail")
 
 
 def _common(loras: Sequence[Lora]) -> dict[str, str]:
@@ -48,6 +52,17 @@ def _common(loras: Sequence[Lora]) -> dict[str, str]:
     for key in JOINED:
         kept[key] = "; ".join(dict.fromkeys(lora.metadata[key] for lora in loras if lora.metadata.get(key)))
     return kept
+
+
+def sized(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, str]:
+    """The entries that tell a file's rank and alpha, as sd-scripts writes them; none for a file without factors.
+
+    ranks, alphas  of its layers, by name
+    """
+    told = {}
+    for key, values in ((DIM, set(ranks.values())), (ALPHA, set(alphas.values()))):
+        told |= {key: f"{next(iter(values)):g}" if len(values) == 1 else UNEVEN} if values else {}
+    return told if told.get(DIM) != UNEVEN else dict.fromkeys(told, UNEVEN)
 
 
 def trigger_words(metadata: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from ..counting import counted
 from ..errors import AtelierError
 from .factors import Factors
 from .formats.layouts import scheme_of
@@ -68,7 +69,7 @@ class Quantised:
         """The whole LoRA in one line."""
         worst = max(self.layers, key=lambda layer: layer.error, default=None)
         told = f"; {worst.error:.3%} in {worst.name}" if worst else ""
-        return f"{len(self.layers)} layers in {self.storage}, error {self.error:.3%} of what they add{told}"
+        return f"{counted(len(self.layers), 'layer')} in {self.storage}, error {self.error:.3%} of what they add{told}"
 
     @property
     def table(self) -> str:

@@ -10,7 +10,9 @@ from typing import Literal, cast
 
 from torch import Tensor
 
+from ..counting import counted
 from ..errors import AtelierError
+from .anatomy import ANATOMY
 from .blocks import BlockWeights, parse_weights
 from .factors import Factors
 from .kinds import Dense, Hada, Kron, Layer, plain
@@ -90,6 +92,17 @@ def parse_rules(text: str, base: Base = "flux1") -> tuple[LayerRule, ...]:
     """
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return tuple(_layer_rule(line, base) for line in lines if line)
+
+
+def check_rule_text(text: str) -> None:
+    """Raise AtelierError for rules that fit no base's layers; the sentence is Flux.1's."""
+    for base in ANATOMY:
+        try:
+            parse_rules(text, base)
+        except AtelierError:
+            continue
+        return
+    parse_rules(text)
 
 
 def _layer_rule(line: str, base: Base) -> LayerRule:
@@ -173,11 +186,12 @@ class Resized:
         dropped = len(self.layers) - len(ranks)
         spread = f"rank {min(ranks)} to {max(ranks)}, {sum(ranks) / len(ranks):.1f} on average" if ranks else "no layer"
         lines = [
-            f"{len(ranks)} layers, {spread}; {dropped} dropped",
+            f"{counted(len(ranks), 'layer')}, {spread}; {dropped} dropped",
             f"{self.kept:.4%} of the energy kept; predicted error of what the layers add {self.error:.2%}, "
             "for inputs that favour no direction",
         ]
-        return "\n".join(lines + [f"{self.left_out} tensors that are no layer were left out"] * bool(self.left_out))
+        left = counted(self.left_out, "tensor that is no layer was", "tensors that are no layer were")
+        return "\n".join(lines + [f"{left} left out"] * bool(self.left_out))
 
     @property
     def table(self) -> str:

@@ -8,6 +8,8 @@ import folder_paths
 
 from ...core.errors import AtelierError
 
+ENDING = ".safetensors"
+
 
 def output_folder(*parts: str) -> Path:
     """A folder below ComfyUI's output folder; raises AtelierError for a name that leads out of it."""
@@ -21,10 +23,11 @@ def temp_file(name: str) -> Path:
 
 
 def lora_file(name: str) -> Path:
-    """Where a finished LoRA goes: output/loras, which ComfyUI's loaders list."""
-    if not name.strip(" ."):
+    """Where a finished LoRA goes: output/loras, which ComfyUI's loaders list; the name may have its ending or not."""
+    stem = name[: -len(ENDING)] if name.lower().endswith(ENDING) else name
+    if not stem.strip(" ."):
         raise AtelierError(f"The name is {name!r}. Give the LoRA a name.")
-    return inside(output_folder("loras"), f"{name}.safetensors")
+    return inside(output_folder("loras"), f"{stem}{ENDING}")
 
 
 def lora_name_of(path: Path) -> str:

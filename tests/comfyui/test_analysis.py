@@ -148,6 +148,8 @@ def test_wrong_text_is_told_before_the_queue(comfyui):
     from flux_atelier.nodes import analysis, lora_parts
 
     assert "noise level is 1.5" in analysis.LoraImportance.validate_inputs("0.5, 1.5")
+    assert "width is 65" in analysis.LoraImportance.validate_inputs("0.5", width=65)
+    assert "height is 65" in lora_parts.DirectionStrip.validate_inputs("1", height=65)
     assert "no numbers" in lora_parts.DirectionStrip.validate_inputs("a")
     assert "no part" in lora_parts.SplitLora.validate_inputs("one")
     assert lora_parts.SplitLora.validate_inputs("-1") is True

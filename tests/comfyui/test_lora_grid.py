@@ -309,6 +309,15 @@ def test_wrong_values_are_told_before_the_queue_starts(comfyui):
     assert LoraGrid.validate_inputs(**given, loras={"lora0": None}) is True  # as the server calls it
     assert LoraGrid.validate_inputs(**given | {"x_axis": "lora", "x_values": "lora3"}) is True  # sockets are not known
     assert LoraGrid.validate_inputs(**given | {"x_axis": "strength", "x_values": None}) is True  # comes by wire
+    for some in ({"lora0": None}, {"lora0": None, "lora1": None}):
+        told = LoraGrid.validate_inputs(**given | {"x_axis": "lora", "x_values": "lora3"}, loras=some)
+        assert f"names lora3, but the connected LoRAs are {', '.join(some)}." in told
+    assert "no LoRA" in LoraGrid.validate_inputs(**given | {"x_axis": "strength", "x_values": "0, 1"}, loras={})
+    assert LoraGrid.validate_inputs(**given, width=64, height=None) is True
+    for wrong in (65, 48, 5000):
+        for side in ("width", "height"):
+            told = LoraGrid.validate_inputs(**given, **{side: wrong})
+            assert told == f"The {side} is {wrong}. Choose a multiple of 16, 64 to 4096."
     assert "no values" in LoraGrid.validate_inputs(**given | {"x_axis": "seed"})
     assert "leads out of" in LoraGrid.validate_inputs(**given | {"name": "../x"})
 

@@ -109,11 +109,30 @@ def test_a_refused_merge_leaves_no_file(merging, folders):
         (dict(method="della", density=0.9, epsilon=0.4), "gives chances"),
         (dict(weights="1, x"), "no number"),
         (dict(weights="1, 2, 3", loras={"lora0": None, "lora1": None}), "3 weights for 2"),
+        (dict(weights="1, nan"), "weight of lora1 is nan"),
+        (dict(weights="inf"), "weight of lora0 is inf"),
+        (dict(weights="0, 0"), "All weights are 0"),
+        (dict(weights="1, 0"), True),
+        (dict(weights="1, -1", method="average"), "add up to 0"),
+        (dict(weights="1", method="slerp", loras={"lora0": None}), "between two LoRAs, and there is 1"),
+        (dict(weights="1, 2", loras={"lora0": None}), "2 weights for 1 LoRA."),
+        (dict(method="ties", rank=0), "Set rank"),
+        (dict(method="ties", rank=0, energy=0.9), True),
+        (dict(method="ties", rank=None), True),
+        (dict(rank=-1), "rank is -1"),
+        (dict(rank=2000), "rank is 2000"),
+        (dict(block_weights="single.0-9 = 0.5\nlora1: double = 0 | 0: single = 1"), True),
+        (dict(block_weights="singel = 0.5"), "The nearest name is single"),
+        (dict(block_weights="lora1: singel = 0.5"), "The nearest name is single"),
+        (dict(block_weights="lora2: single = 0.5", loras={"lora0": None, "lora1": None}), "there are 2 LoRAs"),
+        (dict(block_weights="lora1: single = 0.5", loras={"lora0": None}), "there is 1 LoRA."),
+        (dict(block_weights=None), True),
         (dict(name="../out"), "leads out"),
     ],
 )
 def test_mistakes_are_told_before_the_queue_starts(merging, inputs, words):
-    told = merging.MergeLoras.validate_inputs(**dict(name="m", weights="1.0") | inputs)
+    given = dict(name="m", weights="1.0", rank=16, loras={"lora0": None, "lora1": None})
+    told = merging.MergeLoras.validate_inputs(**given | inputs)
     assert told is True if words is True else words in told
 
 
@@ -141,3 +160,54 @@ def test_the_face_keeps_its_names(merging):
 )
 def test_weights_are_read(merging, weights, count, expected):
     assert merging.read_weights(weights, count) == expected
+
+
+def loaded(folders, *names) -> dict:
+    """LoRAs as Load LoRA File puts them on wires, under the sockets' names."""
+    import folder_paths
+
+    from flux_atelier.core.lora.formats import write_lora
+    from flux_atelier.nodes.loras import LoadLora
+
+    folder_paths.add_model_folder_path("loras", str(folders / "output" / "loras"))
+    for seed, name in enumerate(names):
+        write_lora(folders / "output" / "loras" / name, some_lora(seed))
+    return {f"lora{i}": run(LoadLora, lora_name=name).args[0] for i, name in enumerate(names)}
+
+
+def said(folders, name: str, key: str):
+    return json.loads(read_lora(folders / "output" / "loras" / f"{name}.safetensors").metadata[key])
+
+
+def test_the_recipe_and_the_parents_have_the_files_names(merging, folders):
+    from flux_atelier.core.lora.identity import identity
+    from flux_atelier.nodes import rank
+
+    given = loaded(folders, "evening.safetensors", "below/ink.v2.safetensors") | {"lora2": wires(7)["lora0"]}
+    out = run(merging.MergeLoras, loras=given, weights="1, 0.5", rank=8, name="both")
+    assert said(folders, "both", "flux_atelier.recipe")["merge"] == [
+        {"name": "evening", "weight": 1.0}, {"name": "ink.v2", "weight": 0.5}, {"name": "lora2", "weight": 0.5},
+    ]  # fmt: skip
+    parents = said(folders, "both", "flux_atelier.parent_hashes")
+    assert [parent["name"] for parent in parents] == ["evening", "ink.v2", "lora2"]
+    # What a node has written goes on under the name of its file.
+    run(
+        rank.ResizeLora, lora=out.args[0], method="rank", amount=2, lowest_rank=1, highest_rank=0, rules="", name="less"
+    )
+    assert said(folders, "less", "flux_atelier.parent_hashes") == [
+        {"hash": identity(from_wire_of(out.args[0])), "name": "both"}
+    ]
+
+
+def from_wire_of(tensors):
+    from flux_atelier.nodes.wire import from_wire
+
+    return from_wire(tensors, "it")
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(merging, folders):
+    given = loaded(folders, "one/same.safetensors", "two/same.safetensors")
+    run(merging.MergeLoras, loras=given, weights="1", rank=8, name="twins")
+    names = ["same (lora0)", "same (lora1)"]
+    assert [part["name"] for part in said(folders, "twins", "flux_atelier.recipe")["merge"]] == names
+    assert [parent["name"] for parent in said(folders, "twins", "flux_atelier.parent_hashes")] == names

@@ -101,15 +101,21 @@ def test_mistakes_are_told_before_the_queue(comfyui):
     from flux_atelier.nodes import rank
 
     def check(**changes):
-        values = {k: v for k, v in (RESIZE | changes).items() if k != "rules"}
-        return rank.ResizeLora.validate_inputs(**values)
+        return rank.ResizeLora.validate_inputs(**RESIZE | changes)
 
     assert check() is True
     assert check(method="size", amount=100.0, highest_rank=8) is True
     assert check(amount=None) is True  # linked
     assert "whole number" in check(amount=2.5)
     assert "at most 1" in check(method="energy", amount=16.0)
-    assert "fixed rank" in check(highest_rank=8)
+    assert "Set lowest_rank to 1 and highest_rank to 0" in check(highest_rank=8)
+    assert "nearest name is single" in check(rules="singel.0-9: rank=4")
+    assert "whole number" in check(rules="single: rank=2.5")
+    assert "most is 1024" in check(method="energy", amount=0.5, highest_rank=5000)
+    assert "most is 1024" in check(method="energy", amount=0.5, lowest_rank=5000)
+    assert "most is 100000" in check(method="ratio", amount=1e6)
+    assert check(rules="single.40: rank=4") is True  # of Flux.2
+    assert check(rules=None) is True
     assert "lowest rank" in check(method="energy", amount=0.5, lowest_rank=9, highest_rank=8)
     assert "leads out" in check(name="../x")
     prune = rank.PruneLora.validate_inputs

@@ -136,8 +136,7 @@ LOADER = {
             "dataset": ["1", 0],
             "min_side": 0,
             "min_sharpness": 0.0,
-            "duplicates": True,
-            "duplicate_distance": 6,
+            "duplicates": "fast",
         },
         "_meta": {"title": "Curate"},
     },
@@ -152,7 +151,7 @@ MISTAKES = {
     "resolution off the step": (training_prompt("b", resolution=100), "multiple of 16"),
     "unknown choice": (changed(training_prompt("c"), "5", schedule="wobbly"), "not in list"),
     "wrong weights": (lora_graph(weights="1.0, high"), "no number"),
-    "more weights than LoRAs": (lora_graph(weights="1, 2, 3"), "3 weights for 1 LoRAs"),
+    "more weights than LoRAs": (lora_graph(weights="1, 2, 3"), r"3 weights for 1 LoRA\."),
     "template": (
         {
             "2": QUICKSTART["2"],

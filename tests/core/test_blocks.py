@@ -374,6 +374,18 @@ def test_the_browser_knows_the_same_blocks():
 
 
 @needs_node
+def test_the_browser_knows_the_same_names_beside_whole_blocks():
+    names = in_node("b.NAMES")
+    for base, anatomy in ANATOMY.items():
+        prefixes = {kind.prefix: name for name, kind in anatomy.kinds.items()}
+        found = {"parts": set(anatomy.parts), "outside": set(), **{name: set() for name in anatomy.kinds}}
+        for module in modules(base):
+            head, *rest = module.split(".")
+            found[prefixes.get(head, "outside")].add(rest[1] if head in prefixes else head)
+        assert {where: set(known) for where, known in names[base].items()} == found, base
+
+
+@needs_node
 def test_presets_name_the_blocks_that_the_training_options_do():
     presets = in_node("b.PRESETS")
     for text in presets.values():

@@ -175,6 +175,25 @@ def test_layers_are_chosen_and_the_header_says_how(tmp_path, base):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("shapes", "told"),
+    [
+        ({"img_in.weight": (8, 4), "guidance_in.in_layer.weight": (8, 4)}, "flux-1-dev/lora"),
+        ({"img_in.weight": (8, 4)}, "flux-1-schnell/lora"),
+        ({}, None),  # a part of a model does not tell
+        ({"img_in.weight": (6144, 4), "double_stream_modulation_img.lin.weight": (8, 4)}, "flux-2-dev/lora"),
+        ({"img_in.weight": (4096, 4), "double_stream_modulation_img.lin.weight": (8, 4)}, "flux-2-klein-9b/lora"),
+        ({"img_in.weight": (7, 4), "double_stream_modulation_img.lin.weight": (8, 4)}, None),
+    ],
+)
+def test_an_extracted_lora_says_for_which_model_it_is(shapes, told):
+    layer = "single_blocks.0.linear2.weight"
+    same = {name: torch.zeros(1, 1).expand(shape) for name, shape in shapes.items()}
+    models = [Memory({layer: normal(6, 24, seed=seed)} | same) for seed in (1, 2)]
+    lora = last(extract(*models, ExtractOptions(rank=2, layers="single"))).lora
+    assert lora.metadata.get("modelspec.architecture") == told
+
+
 def test_the_same_weights_in_diffusers_layout_do_not_differ(tmp_path, base):
     theirs = write(tmp_path / "d.safetensors", to_diffusers(base), torch.float16)
     with pytest.raises(AtelierError, match="do not differ"):

@@ -60,5 +60,5 @@ def test_what_each_loader_does_not_read_is_told():
 def test_every_kind_is_named(kind):
     state = to_layout(Lora({"double_blocks.0.img_attn.proj": kinds()[kind]}, "kohya"), "kohya", torch.float32)
     text = inspect_lora(state, {}, "a").text()
-    assert f"1 {kind.split()[0]} layers" in text
+    assert f"1 {kind.split()[0]} layer for" in text
     assert ("It is a DoRA" in text) == (kind == "DoRA")

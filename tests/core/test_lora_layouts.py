@@ -210,6 +210,37 @@ def test_tucker_products_become_factors():
     assert torch.allclose(again.delta(), layer.delta(), atol=1e-5)
 
 
+@pytest.mark.parametrize(("rank", "inner"), [(2, 40), (4, 6)], ids=["few directions", "few channels"])
+def test_a_convolution_of_a_loha_stays_one(tmp_path, rank, inner):
+    """LyCORIS' Tucker form, as the einsum of its parts; then file, wire and file again hold the same."""
+    module, rng = "input_blocks.1.0.in_layers.2", torch.Generator().manual_seed(7)
+    some = lambda *shape: torch.randn(*shape, generator=rng)  # noqa: E731
+    parts = {"alpha": torch.tensor(1.0)}
+    for i in "12":
+        parts |= {
+            f"hada_w{i}_a": some(rank, 5),
+            f"hada_w{i}_b": some(rank, inner),
+            f"hada_t{i}": some(rank, rank, 3, 3),
+        }
+    tensors = {f"lora_unet_input_blocks_1_0_in_layers_2.{k}": v for k, v in parts.items()}
+    one, two = (
+        torch.einsum("ijkl,jr,ip->prkl", parts[f"hada_t{i}"], parts[f"hada_w{i}_b"], parts[f"hada_w{i}_a"])
+        for i in "12"
+    )
+    lora = parse_lora(tensors, {}, "it")
+    layer = lora.modules[module]
+    assert layer.kernel == (3, 3)
+    assert torch.allclose(layer.delta(), (one * two).flatten(1) / rank, rtol=1e-4, atol=1e-5)
+    wire = to_layout(lora, "kohya", torch.float32)
+    again = parse_lora(wire, {}, "it").modules[module]
+    assert again.kernel == (3, 3)
+    assert torch.equal(again.delta(), layer.delta())
+    back = read_lora(write_lora(tmp_path / "a.safetensors", parse_lora(wire, {}, "it"), "kohya", torch.float32))
+    stored = to_layout(back, "kohya", torch.float32)
+    assert stored.keys() == wire.keys()
+    assert all(torch.equal(stored[k], wire[k]) for k in wire)
+
+
 @pytest.mark.parametrize("layout", ["kohya", "comfy", "core", "diffusers_alpha", "onetrainer", "lycoris", "diffusers"])
 def test_changes_of_biases_are_kept(layout):
     lora = Lora(
@@ -483,3 +514,20 @@ def test_a_rotation_across_the_halves_is_refused(blocks):
     lora = Lora({"final_layer.adaLN_modulation.1": Rotation(torch.randn(*blocks))}, "kohya")
     with pytest.raises(AtelierError, match="across its halves"):
         to_layout(lora, "lycoris", torch.float32)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("decoder.conv_in.weight", "decoder.conv_in.bias", "encoder.down_blocks.0.resnets.0.conv1.weight"),
+        ("taesd_encoder.0.weight", "taesd_encoder.0.bias", "taesd_decoder.1.weight", "vae_shift"),
+        ("decoder.layers.0.weight", "decoder.layers.2.conv.0.weight", "encoder.layers.0.bias"),
+        ("1.weight", "1.bias", "3.conv.0.weight", "3.conv.0.bias"),
+    ],
+    ids=["whole", "taesd of ComfyUI", "taesd of diffusers", "one half of a taesd"],
+)
+def test_a_vae_is_called_a_vae(keys):
+    with pytest.raises(AtelierError, match=r"x\.safetensors is a VAE\. Choose a Flux\.1 LoRA\."):
+        parse_lora(
+            {key: torch.ones(4, 4, 3, 3) if "weight" in key else torch.ones(4) for key in keys}, {}, "x.safetensors"
+        )

@@ -323,7 +323,7 @@ def test_the_header_tells_what_was_done(tmp_path):
     told = json.loads(metadata["flux_atelier.recipe"])["resize"]
     assert told["method"] == "energy"
     assert told["rules"] == ["single: rank=2"]
-    assert "1 tensors" in resized.summary
+    assert "1 tensor " in resized.summary
 
 
 # --- to a size ---------------------------------------------------------------------------------------------------------

@@ -130,3 +130,27 @@ test("a bar goes back to the default", () => {
   assert.equal(restOf(parse("", "flux1")), 1);
   assert.equal(restOf(parse("default = 0", "flux1")), 0);
 });
+
+for (const [text, base, name] of [
+  ["singel.mlp = 0.5", "flux1", "singel"],
+  ["atention = 0", "flux1", "atention"],
+  ["double.0.img_atn = 0", "flux1", "img_atn"],
+  ["double.0-3.mpl = 0", "flux1", "mpl"],
+  ["double.*.mpl = 0", "flux1", "mpl"],
+  ["single = 0.5, vector_in = 0", "flux2", "vector_in"],
+  ["joint.0.img_attn = 0", "sd3", "img_attn"],
+]) {
+  test(`${text} names nothing of ${base}`, () => {
+    assert.equal(parse(text, base).problem, `no block or part is called ${name}`);
+  });
+}
+
+for (const [text, base] of [
+  ["attention = 0.5, double.0.mlp = 0, single.0-3.linear1 = 0, text = 0, other = 0, final_layer.linear = 0", "flux1"],
+  ["*.img_attn = 0, double.0.img_attn.qkv = 1, double_blocks.3.txt_mlp.0 = 0, clip_l = 0, sing*.1 = 0", "flux1"],
+  ["double_stream_modulation_img.lin = 0, modulation = 0", "flux2"],
+  ["joint.0.x_block.attn = 0, img = 0", "sd3"],
+  ["input.4.1.transformer_blocks = 0, middle.0.in_layers = 0, out.2 = 0", "sdxl"],
+]) {
+  test(`${text.slice(0, 40)} is known to ${base}`, () => assert.equal(parse(text, base).problem, ""));
+}

@@ -1,5 +1,6 @@
 """loras and header: the table of a person's LoRAs, and what a file says of itself."""
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,12 @@ SHOWN = 120  # letters of a header's entry
 def add_loras(parser) -> None:
     parser.add_argument("--registry", type=Path, default=Path("loras.sqlite"), help="the registry's file")
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
+    add_actions(actions)
+    for action in actions.choices.values():  # before the action or after it; absent after it leaves what was before
+        action.add_argument("--registry", type=Path, default=argparse.SUPPRESS, help="the registry's file")
+
+
+def add_actions(actions) -> None:
     one = actions.add_parser("scan", help="read folders of LoRAs; only changed files are read again")
     one.add_argument("folders", type=Path, nargs="+", help="folders with all below them, or files")
     one.add_argument("--again", action="store_true", help="also read the files that look unchanged")
@@ -127,6 +134,7 @@ def add_header(parser) -> None:
         "--out", type=Path, help="file to write; without it the file itself is changed, whole or not at all"
     )
     parser.add_argument("--registry", type=Path, help="registry to bring up to date")
+    parser.add_argument("--all", action="store_true", help="show every entry whole, however long")
 
 
 def run_header(args) -> Iterator[str]:
@@ -139,7 +147,8 @@ def run_header(args) -> Iterator[str]:
         with open_registry(args.registry) as registry:
             record(registry, written)
     hashes = hash_file(written)
-    yield from (f"  {key}: {short(value)}" for key, value in read_header(written).metadata.items())
+    told = str if args.all else short
+    yield from (f"  {key}: {told(value)}" for key, value in read_header(written).metadata.items())
     yield f"{written}: sha256 {hashes.file}, AutoV2 {hashes.short}, tensors {hashes.tensors}, legacy {hashes.legacy}"
 
 

@@ -43,6 +43,8 @@ export const BLOCKS_STYLE = `
 .flux-atelier-blocks .kind { position: absolute; top: calc(100% + 3px); line-height: 1; white-space: nowrap; }
 .flux-atelier-blocks .line { flex: none; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .flux-atelier-blocks .line:empty { display: none; }
+.flux-atelier-blocks.wrong .foot { color: var(--error-text, #e5484d); }
+.flux-atelier-blocks.wrong rect.bar { fill: var(--error-text, #e5484d); }
 `;
 
 /**
@@ -81,6 +83,7 @@ export function makeBars(document, write) {
     plot.setAttribute("aria-disabled", String(locked));
     foot.textContent = linked ? "The weights come over a wire." : state.problem || state.parts.join(", ");
     foot.title = foot.textContent;
+    element.classList.toggle("wrong", Boolean(!linked && state.problem));
     draw();
   }
 

@@ -16,6 +16,37 @@ export const KINDS = {
   sdxl: [["input", "input_blocks", 9], ["middle", "middle_block", 3], ["output", "output_blocks", 9]],
 };
 
+const PARTS = ["attention", "mlp", "modulation", "qkv", "proj"];
+const HALVES = ["img", "txt"];
+const ENCODERS = ["clip_l", "clip_g", "t5xxl"];
+const FLUX = ["img_in", "txt_in", "time_in", "guidance_in", "final_layer"];
+const STREAMS = ["double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"];
+
+/** Names beside whole blocks: parts of any block, what stands in no block, and in the blocks of each kind. */
+export const NAMES = {
+  flux1: {
+    parts: [...PARTS, ...HALVES], outside: [...FLUX, "vector_in", ...ENCODERS],
+    double: ["img_attn", "img_mlp", "img_mod", "txt_attn", "txt_mlp", "txt_mod"],
+    single: ["linear1", "linear2", "modulation", "norm"],
+  },
+  flux2: {
+    parts: [...PARTS, ...HALVES], outside: [...FLUX, ...STREAMS, ...ENCODERS],
+    double: ["img_attn", "img_mlp", "txt_attn", "txt_mlp"], single: ["linear1", "linear2", "norm"],
+  },
+  sd3: {
+    parts: [...PARTS, ...HALVES],
+    outside: ["context_embedder", "final_layer", "t_embedder", "x_embedder", "y_embedder", ...ENCODERS],
+    joint: ["context_block", "x_block"],
+  },
+  sdxl: {
+    parts: PARTS, outside: ["label_emb", "out", "time_embed", ...ENCODERS],
+    input: ["0", "1"], output: ["0", "1", "2"],
+    middle: [
+      "emb_layers", "in_layers", "norm", "out_layers", "proj_in", "proj_out", "skip_connection", "transformer_blocks",
+    ],
+  },
+};
+
 /** What people start from. Style and subject are the training options' block presets. */
 export const PRESETS = {
   everything: "",
@@ -111,10 +142,19 @@ function readEntry(state, entry) {
   const whole = kind && rest.length === (spans || rest[0] === "*" ? 1 : 0);
   if (!whole) {
     state.parts.push(entry);
-    return "";
+    const odd = kind ? strange(NAMES[state.base], kind[0], rest.slice(spans || rest[0] === "*" ? 1 : 0)) :
+      strange(NAMES[state.base], "outside", [head]);
+    return odd ? `no block or part is called ${odd}` : "";
   }
   return fill(state.blocks[kind[0]], spans ?? `0-${kind[2] - 1}`, start, end) ? "" :
     `${pattern}: ${kind[0]} goes from 0 to ${kind[2] - 1}`;
+}
+
+/** The first word of a pattern if nothing is called so, or an empty string; a glob is left to the server. */
+function strange(names, where, [word, ...more]) {
+  if (/[*?]/.test(word)) return "";
+  const known = where === "outside" ? [...names.outside, "text", "other"] : names[where];
+  return known.includes(word) || (!more.length && names.parts.includes(word)) ? "" : word;
 }
 
 /** Give blocks a value, or a ramp from the first number to the last; false if a number is none of theirs. */

@@ -17,7 +17,7 @@ SIGNS = (  # what other files' keys look like, the most telling first
     (r"(double|single)_stream_blocks", "a LoRA for HiDream"),
     (r"transformer_blocks[._]\d+[._]attn[12][._]", "a LoRA for LTX-Video or PixArt"),
     (r"model\.layers\.\d+\.(self_attn|mlp)", "a LoRA for a language model"),
-    (r"^(decoder|encoder)\.(conv_in|up|down|mid)", "a VAE"),
+    (r"^(decoder|encoder)\.(conv_in|up|down|mid)|^taesd_|^decoder\.layers\.\d+\.(conv|weight)|^\d+\.conv\.\d", "a VAE"),
     (r"emb_params|string_to_param", "an embedding (textual inversion)"),
     (r"(double_blocks|single_blocks)\.\d+\..*\.weight$", "a Flux transformer, not a LoRA"),
     (r"(input_blocks|down_blocks)\.\d+\..*\.weight$", "a Stable Diffusion checkpoint or ControlNet, not a LoRA"),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ...counting import counted
 from ...errors import AtelierError
 from ...files import read_tensors
 from ..kinds import Layer
@@ -56,7 +57,11 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name:
     modules, vectors = _sort({k: v for k, v in found.items() if k not in strange}, base, name)
     if not modules and not vectors:
         what = what_else(tensors)
-        told = f"is {what}" if what else f"has {len(tensors)} tensors but no LoRA layer of {', '.join(NAMES.values())}"
+        told = (
+            f"is {what}"
+            if what
+            else f"has {counted(len(tensors), 'tensor')} but no LoRA layer of {', '.join(NAMES.values())}"
+        )
         raise AtelierError(f"{name} {told}. Choose a Flux.1 LoRA.")
     alphas = header_alphas(metadata)
     makers: dict[str, Callable[[], Layer]] = {

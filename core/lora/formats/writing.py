@@ -1,8 +1,9 @@
 """One writer for every layout."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -13,22 +14,44 @@ from ...files import write_tensors
 from ...flux.layout import Piece, swap_halves
 from ..factors import Factors
 from ..kinds import Dense, Hada, Kron, Layer, Rotation, plain
+from ..provenance import ALPHA, DATE, DIM, RECIPE, TITLE, sized
 from ..record import Layout, Lora
 from ..tiles import size_of
 from .bases import BASE_KEY
 from .joining import is_swapped, swapped
 from .layouts import Scheme, scheme_of, text_key
-from .names import XLABS, generalise, is_text, piece_named
+from .names import XLABS, generalise, is_text, part_of, piece_named
 
 # True of a file alone, and no more of the one that is made of it.
-FILE_FACTS = ("lora_adapter_metadata", "format", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+FILE_FACTS = (
+    "lora_adapter_metadata", "format", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", DIM, ALPHA,
+)  # fmt: skip
+INNER = ("down", "lokr_w2_b", "hada_w1_b")  # the parts whose first side is the rank
 
 
 def write_lora(path: Path, lora: Lora, layout: Layout = "kohya", dtype: torch.dtype = torch.float16) -> Path:
     """Write a LoRA file, whole or not at all; the metadata goes into its header."""
-    metadata = {k: v for k, v in told_base(lora).items() if k not in FILE_FACTS}
     tensors = {k: v.clone() for k, v in to_layout(lora, layout, dtype).items()}  # shared factors become their own
-    return write_tensors(path, tensors, metadata)
+    return write_tensors(path, tensors, header_of(lora, tensors, Path(path).stem))
+
+
+def header_of(lora: Lora, tensors: Mapping[str, Tensor], title: str) -> dict[str, str]:
+    """A file's header: what the LoRA says, its ranks as they are, and what is new in a LoRA that was made of others.
+
+    tensors  of the file
+    """
+    kept = {k: v for k, v in told_base(lora).items() if k not in FILE_FACTS}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for key, value in tensors.items():
+        module, part = part_of(key)
+        if part in INNER:
+            ranks[module] = value.shape[0]
+        elif part == "alpha":
+            alphas[module] = value.item()
+    alphas = {module: alphas.get(module, float(rank)) for module, rank in ranks.items()}
+    fresh = {TITLE: title, DATE: datetime.now(UTC).isoformat(timespec="seconds")} if RECIPE in kept else {}
+    return fresh | kept | sized(ranks, alphas)
 
 
 def told_base(lora: Lora) -> dict[str, str]:

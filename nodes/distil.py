@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..core.dataset.record import Dataset
+from ..core.dataset.view import View
 from ..core.files import digest_of, digest_tensors
 from ..core.lora.record import Lora
 from ..trainer.config import TrainOptions
@@ -14,7 +14,7 @@ from . import host, types
 from .job import Job, Sources
 from .merging import CATEGORY, read_weights
 from .widgets import inputs_of
-from .wire import from_wire, to_wire
+from .wire import from_wire, names_of, to_wire
 
 FIRST = ("rank", "steps", "learning_rate", "resolution", "batch_size", "seed")
 
@@ -73,7 +73,7 @@ class DistilLoras(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, dataset: Dataset, loras: dict, weights: str, blocks: str, name: str,
+        cls, model, clip, vae, dataset: View, loras: dict, weights: str, blocks: str, name: str,
         options: dict | None = None, **first,
     ) -> io.NodeOutput:  # fmt: skip
         import torch
@@ -84,11 +84,14 @@ class DistilLoras(io.ComfyNode):
         with torch.inference_mode(False):
             sockets = {socket: tensors for socket, tensors in loras.items() if tensors is not None}
             numbers = read_weights(weights, len(sockets))
-            parts = [(s, w, from_wire(t, s)) for (s, t), w in zip(sockets.items(), numbers, strict=True)]
+            given = zip(names_of(sockets), numbers, sockets.values(), strict=True)
+            parts = [(called, weight, from_wire(tensors, called)) for called, weight, tensors in given]
             lesson = Lesson(parts, blocks)
             chosen = lesson.options({**(options or {}), **first}, host.flux_shape(model), "Distil LoRAs")
             digests = [[digest_tensors(t), w] for t, w in zip(sockets.values(), numbers, strict=True)]
-            sources = Taught(model, clip, vae, dataset, lesson=lesson, digest=digest_of("distil", digests, blocks))
+            sources = Taught(
+                model, clip, vae, dataset.dataset(), lesson=lesson, digest=digest_of("distil", digests, blocks)
+            )
             lora, run = DistilJob(sources, name, chosen, cls.hidden.unique_id).run()
             tensors = to_wire(replace(lora, metadata=lesson.header(lora.metadata, chosen)))
         errors = errors_of(run, chosen.result)

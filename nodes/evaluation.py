@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..core.dataset.record import Dataset
+from ..core.dataset.view import View
 from ..core.errors import AtelierError
 from ..core.evaluation.grid import picture_grid
 from ..core.evaluation.style_figure import describe, describe_files, style_position
@@ -69,7 +69,7 @@ class CompareLora(io.ComfyNode):
         guidance,
         width,
         height,
-        target: Dataset | None = None,
+        target: View | None = None,
     ) -> io.NodeOutput:
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
@@ -92,10 +92,11 @@ class CompareLora(io.ComfyNode):
         return io.NodeOutput(image, base, with_it, figure, ui=ui.PreviewImage(image, cls=cls))
 
 
-def style_figure(base: torch.Tensor, pictures: torch.Tensor, target: Dataset) -> float:
+def style_figure(base: torch.Tensor, pictures: torch.Tensor, target: View) -> float:
     """Mean place of pictures between the base (0) and a dataset's style (1); IMAGE tensors [B, H, W, 3]."""
     height, width = base.shape[1:3]
-    wanted = describe_files([target.file(r) for r in target.kept[:MOST_TARGETS]], (width, height))
+    record = target.dataset()
+    wanted = describe_files([record.file(r) for r in record.kept[:MOST_TARGETS]], (width, height))
     features = [describe(p.permute(0, 3, 1, 2)) for p in (pictures, base)]
     return style_position(*features, wanted).mean().item()
 

@@ -4,12 +4,20 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     analysis,
+    arranging,
     block_weights,
+    caption_fusion,
+    caption_lint,
+    captioners,
     checkpoints,
+    dataset_report,
     datasets,
     distil,
     evaluation,
+    exchange,
     frames,
+    framing,
+    gallery,
     lora_grid,
     lora_parts,
     loras,
@@ -18,6 +26,7 @@ from . import (
     panel,
     rank,
     registry,
+    review,
     runs,
     style,
     training,
@@ -29,7 +38,10 @@ class FluxAtelier(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         panel.register()
-        training_shelves = (nano, datasets, training, runs)
+        gallery.register()
+        caption_shelves = (captioners, caption_fusion, caption_lint)
+        dataset_shelves = (datasets, framing, arranging, dataset_report, review, exchange)
+        training_shelves = (training, runs)
         lora_shelves = (
             loras,
             merging,
@@ -42,7 +54,7 @@ class FluxAtelier(ComfyExtension):
             registry,
             lora_grid,
         )
-        shelves = (*training_shelves, *lora_shelves, evaluation, style, frames)
+        shelves = (nano, *dataset_shelves, *caption_shelves, *training_shelves, *lora_shelves, evaluation, style, frames)
         return [node for shelf in shelves for node in shelf.NODES]
 
 

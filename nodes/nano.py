@@ -3,11 +3,13 @@
 import torch
 from comfy_api.latest import io
 
-from ..core.dataset.folder import load_folder
+from ..core.dataset.opening import hold_out
+from ..core.dataset.unpack import Take
 from ..core.files import read_tensors
 from ..trainer.nano import files as nano_files
 from ..trainer.nano import practice
 from . import host, types
+from .datasets import load
 from .wire import LoraTensors
 
 CATEGORY = "Flux Atelier/Practice"
@@ -59,6 +61,7 @@ class PracticePictures(io.ComfyNode):
                 io.Int.Input("frames", default=5, min=2, max=64, tooltip="Frames of the clip."),
             ],
             outputs=[types.Dataset.Output(display_name="dataset"), io.Image.Output(display_name="clip")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -66,7 +69,8 @@ class PracticePictures(io.ComfyNode):
         name = f"{hand}-{count}-{seed}" + ("-faults" if faults else "")
         folder = practice.write_scenes(host.output_folder("flux_atelier", "practice", name), hand, count, seed, faults)
         clip = practice.moving_shape(frames).permute(0, 2, 3, 1).contiguous()
-        return io.NodeOutput(load_folder(folder, validation=12), clip)
+        view = hold_out(load(folder, Take(), cls.hidden.unique_id), 12)
+        return io.NodeOutput(view, clip)
 
 
 class PracticeLoras(io.ComfyNode):

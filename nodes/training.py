@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..core.dataset.record import Dataset
+from ..core.dataset.view import View
 from ..core.errors import AtelierError
 from ..core.images import to_image
 from ..core.options import leaves, nest, parse
@@ -58,11 +58,11 @@ class EncodeDataset(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, dataset: Dataset, **data) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, dataset: View, **data) -> io.NodeOutput:
         options = parse(DataOptions, data, "Encode Dataset")
         host.flux_shape(model)
         with torch.inference_mode(False):
-            sources = Sources(model, clip, vae, dataset)
+            sources = Sources(model, clip, vae, dataset.dataset())
             samples = encode_dataset(sources, options, open_cache(), cls.hidden.unique_id)
         sizes = sorted({f"{s.width * 8} x {s.height * 8}" for s in samples})
         return io.NodeOutput(dataset, ui=ui.PreviewText(f"{len(samples)} pictures encoded at {', '.join(sizes)}"))
@@ -141,12 +141,13 @@ class TrainLora(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, dataset: Dataset, name: str, options: dict | None = None,
-        regularisation: Dataset | None = None, start_from: dict | None = None, training_adapter: dict | None = None,
+        cls, model, clip, vae, dataset: View, name: str, options: dict | None = None,
+        regularisation: View | None = None, start_from: dict | None = None, training_adapter: dict | None = None,
         **first,
     ) -> io.NodeOutput:  # fmt: skip
         values = nest(TrainOptions, {**(options or {}), **first})
-        sources = Sources(model, clip, vae, dataset, regularisation, start_from, training_adapter)
+        other = regularisation.dataset() if regularisation else None
+        sources = Sources(model, clip, vae, dataset.dataset(), other, start_from, training_adapter)
         job = Job(sources, name.strip(), parse(TrainOptions, values, "Train LoRA"), cls.hidden.unique_id)
         lora, run = job.run()
         records = run.metrics()
@@ -154,7 +155,9 @@ class TrainLora(io.ComfyNode):
         if records:
             text = f"{run.lora_file}\nloss {records[-1]['loss']:.4f} after {records[-1]['step']} steps"
         loss = {"loss": [r["loss"] for r in records]}
-        return io.NodeOutput(to_wire(lora), loss, run, host.lora_name_of(host.lora_file(name.strip())), ui=ui.PreviewText(text))
+        return io.NodeOutput(
+            to_wire(lora), loss, run, host.lora_name_of(host.lora_file(name.strip())), ui=ui.PreviewText(text)
+        )
 
 
 class RunCurves(io.ComfyNode):

@@ -15,7 +15,7 @@ from .cache import Sample
 class Plan:
     """The samples' buckets, and how they are dealt out.
 
-    Every epoch shows each sample at least once: a bucket's last batch is filled up from its own beginning, so that no
+    Every epoch shows each sample at least as often as its repeats say: a bucket's last batch is filled up from its own beginning, so that no
     picture is dropped and a batch never mixes sizes.
     """
 
@@ -29,7 +29,7 @@ class Plan:
         groups = defaultdict(list)
         for index, sample in enumerate(samples):
             if (sample.split == "regularisation") == regularisation:
-                groups[sample.height, sample.width, bool(sample.control)].append(index)
+                groups[sample.height, sample.width, bool(sample.control)] += [index] * sample.repeats
         return cls(tuple(tuple(groups[k]) for k in sorted(groups)), batch_size, seed)
 
     @property

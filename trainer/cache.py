@@ -13,12 +13,15 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..core.dataset.buckets import Bucket, choose_bucket, make_buckets
 from ..core.dataset.captions import CaptionPlan, prior_caption, training_captions
 from ..core.dataset.folder import open_mask, open_picture
-from ..core.dataset.record import Caption, Dataset, Row
+from ..core.dataset.record import Caption, Companion, Dataset, Row
+from ..core.dataset.replay import replay, replay_beside
+from ..core.dataset.scan import open_header
 from ..core.errors import AtelierError
 from ..core.files import check_tensors, digest_of, read_tensors, write_tensors
 from ..core.images import fit_to, to_tensor
@@ -60,6 +63,7 @@ class Sample:
     priors: tuple[str, ...] = ()  # the same texts without the trigger, where the prior is kept
     mask: str = ""
     control: str = ""
+    repeats: int = 1  # how often an epoch shows it
 
     @property
     def tokens(self) -> int:
@@ -165,15 +169,15 @@ def encode(
         captions = training_captions(row, plan)
         without = [prior_caption(c, plan, options.class_word) for c in captions] if prior else []
         bucket = choose_bucket(row.width, row.height, buckets)
-        key, made = _put_latent(row, row.digest, dataset.file(row), bucket, encoder, cache)
+        key, made = _put_latent(row, dataset, bucket, encoder, cache)
         control = ("", False)
         if row.control:
-            control = _put_latent(row, row.control.digest, dataset.file(row.control), bucket, encoder, cache)
+            control = _put_latent(row, dataset, bucket, encoder, cache, row.control)
         texts, priors = ([put_text(text, encoder, cache) for text in group] for group in (captions, without))
         sample = Sample(
             id=row.id, name=row.path, height=bucket.height // 8, width=bucket.width // 8, latent=key,
             texts=tuple(k for k, _ in texts), split=row.split, priors=tuple(k for k, _ in priors),
-            mask=_put_mask(row, dataset, bucket, options, cache), control=control[0],
+            mask=_put_mask(row, dataset, bucket, options, cache), control=control[0], repeats=row.repeats,
         )  # fmt: skip
         yield Encoded(sample, done, len(rows), made or control[1] or any(m for _, m in (*texts, *priors)))
 
@@ -212,22 +216,41 @@ def _put_mask(row: Row, dataset: Dataset, bucket: Bucket, options: DataOptions, 
     if options.mask == "none" or (options.mask == "file" and row.mask is None):
         return ""
     source = row.mask if options.mask == "file" and row.mask else row
-    key = digest_of("mask", options.mask, source.digest, bucket.width, bucket.height)
+    key = digest_of("mask", options.mask, _content(row, source), bucket.width, bucket.height)
     if not cache.usable(key):
-        picture = fit_to(open_mask(dataset.file(source), options.mask == "alpha"), bucket.width, bucket.height)
+        mask = _beside(row, dataset, open_mask(dataset.file(source), options.mask == "alpha"))
+        picture = fit_to(mask, bucket.width, bucket.height)
         cache.put(key, F.avg_pool2d(to_tensor(picture.convert("RGB"))[None, :1], 8)[0, 0])
     return key
 
 
 def _put_latent(
-    row: Row, picture_digest: str, file: Path, bucket: Bucket, encoder: Encoder, cache: Cache
+    row: Row, dataset: Dataset, bucket: Bucket, encoder: Encoder, cache: Cache, control: Companion | None = None
 ) -> tuple[str, bool]:
-    key = digest_of("latent", picture_digest, bucket.width, bucket.height, encoder.vae_id)
+    """Encode a row's picture, or the picture that is to be edited into it."""
+    source = control or row
+    key = digest_of("latent", _content(row, source), bucket.width, bucket.height, encoder.vae_id)
     if cache.usable(key):
         return key, False
-    picture = fit_to(open_picture(file), bucket.width, bucket.height)
+    opened = open_picture(dataset.file(source))
+    done = _beside(row, dataset, opened) if control else replay(opened, row.crop, row.ops)
+    picture = fit_to(done, bucket.width, bucket.height)
     latent = encoder.encode_pixels(to_tensor(picture)[None] * 2 - 1)[0].float()
     if not torch.isfinite(latent).all():
         raise AtelierError(f"The VAE made a non-finite latent of {row.path}. Run the VAE in float32 (--fp32-vae).")
     cache.put(key, latent)
     return key, True
+
+
+def _content(row: Row, source: Row | Companion) -> str:
+    """Digest of a row's picture, or of what lies beside it, as it is encoded."""
+    done = row.crop or row.ops
+    return digest_of(source.digest, row.crop, row.ops) if done else source.digest
+
+
+def _beside(row: Row, dataset: Dataset, picture: Image.Image) -> Image.Image:
+    """A mask or control picture, cropped and turned as the row's picture is; its size may differ."""
+    if not (row.crop or row.ops):
+        return picture
+    header = open_header(dataset.file(row).read_bytes())
+    return replay_beside(picture, header.width, header.height, row.crop, row.ops)

@@ -5,14 +5,22 @@ robust one also finds crops and pictures with a logo on them: hashes of several 
 pictures are laid on each other and 64 blocks vote whether they show the same. Neither needs weights.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from .blocks_vote import THUMB, WHOLE, Candidates, part_hashes, seem_same, vote
-from .hashes import ORIENTATION_NAMES, low_frequencies, match, match_oriented, orientation_hashes, reduced
+from .hashes import (
+    ORIENTATION_NAMES,
+    hash_frequencies,
+    low_frequencies,
+    match,
+    match_oriented,
+    orientation_hashes,
+    reduced,
+)
 from .record import Dataset, Decision
 
 NAME = "duplicates"
@@ -38,7 +46,7 @@ class Looks:
 
 @dataclass(frozen=True)
 class Copy:
-    """What decides which copy is best: a human's caption, then pixels, then sharpness, then the first name."""
+    """What decides which copy is best: a human's caption, then pixels, then sharpness, then which came first."""
 
     id: str
     digest: str
@@ -76,12 +84,12 @@ def look_at(greys: Iterable[Image.Image]) -> Looks:
 
     greys  grey pictures of any size, such as open_grey gives; 128 pixels a side are enough
     """
-    pixels = [(reduced(grey), reduced(grey, THUMB)) for grey in greys]
+    # What is kept of a picture is 4 KB, so that 50,000 take 200 MB.
+    pixels = [(low_frequencies(reduced(grey)), reduced(grey, THUMB).round().astype(np.uint8)) for grey in greys]
     if not pixels:
         return Looks(np.zeros((0, 8), np.uint64), np.zeros((0, THUMB, THUMB), np.uint8), np.zeros(0, bool))
-    low = low_frequencies(np.stack([small for small, _ in pixels]))
-    thumbs = np.stack([thumb for _, thumb in pixels])
-    return Looks(orientation_hashes(low), thumbs.round().astype(np.uint8), _contrast(low) >= FAINTEST)
+    low, thumbs = np.stack([low for low, _ in pixels]), np.stack([thumb for _, thumb in pixels])
+    return Looks(orientation_hashes(low), thumbs, _contrast(low) >= FAINTEST)
 
 
 def _contrast(low: np.ndarray) -> np.ndarray:
@@ -155,10 +163,8 @@ def _candidates(looks: Looks) -> Candidates:
     full = np.tile(np.array(WHOLE, np.float32), (len(found.first), 1))
     # The orientation turns the first picture; blocks are compared with the turned part.
     lists = [(at[found.second], at[found.first], found.distance, orientation, full)]
-    thumbs = looks.thumbs[at].astype(np.float32)
-    for window, low, inside in part_hashes(thumbs):
-        clear = np.flatnonzero(_contrast(low) >= FAINTEST)
-        hashes = orientation_hashes(low)[:, 0]
+    for window, hashes, telling, inside in _hashed_parts(looks.thumbs[at]):
+        clear = np.flatnonzero(telling)
         others = hashes[clear] if inside else looks.turned[at, 0]
         near = match(hashes[clear], others, FARTHEST)
         whole, part = at[clear[near.first]], at[clear[near.second] if inside else near.second]
@@ -171,6 +177,21 @@ def _candidates(looks: Looks) -> Candidates:
     _, first = np.unique(key, return_index=True)
     chosen = order[np.sort(first)]
     return Candidates(whole[chosen], part[chosen], windows[chosen], orientation[chosen])
+
+
+def _hashed_parts(thumbs: np.ndarray) -> Iterator[tuple[tuple[float, ...], np.ndarray, np.ndarray, bool]]:
+    """Windows, the hashes [N] there, whether there is enough in each [N], and what part_hashes says of the window."""
+    windows: list[tuple[tuple[float, ...], bool]] = []
+    pieces = []
+    for at in range(0, len(thumbs), PIECE):  # as float32, all thumbs of 50,000 pictures would take 800 MB
+        parts = list(part_hashes(thumbs[at : at + PIECE].astype(np.float32)))
+        windows = [(window, inside) for window, _, inside in parts]
+        low = np.stack([low for _, low, _ in parts])
+        pieces.append((hash_frequencies(low), _contrast(low) >= FAINTEST))
+    if pieces:
+        hashes, telling = (np.concatenate(column, axis=1) for column in zip(*pieces, strict=True))
+        for i, (window, inside) in enumerate(windows):
+            yield window, hashes[i], telling[i], inside
 
 
 class _Union:
@@ -212,7 +233,7 @@ def find_duplicates(copies: Sequence[Copy], looks: Looks, robust: bool = False) 
         edges += robust_edges(looks, edges)
     groups = []
     for members in group_edges(len(copies), edges):
-        ranked = sorted((copies[i] for i in members), key=lambda c: (not c.human, -c.pixels, -c.sharpness, c.id))
+        ranked = sorted((copies[i] for i in members), key=lambda c: (not c.human, -c.pixels, -c.sharpness))
         inside = set(members)
         why = tuple((copies[e.first].id, copies[e.second].id, e.why) for e in edges if e.first in inside)
         groups.append(Group(ranked[0].id, tuple(c.id for c in ranked[1:]), why))

@@ -1,15 +1,14 @@
-"""The dataset: rows of pictures with their captions, as one frozen value on a wire.
+"""The dataset: rows of pictures with their captions, as one frozen value that the trainer reads.
 
 A row is never changed, only replaced by a copy with another decision or more captions, so a picture cannot lose its
 captions on the way. Pixels stay on disk until somebody asks for them.
 """
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import AtelierError
-from ..files import digest_of, write_json
+from ..files import digest_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,10 @@ class Companion:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture: id from its path, digest from its bytes, size after its EXIF turn.
+    """One picture: id from its path, digest from its bytes, size after its EXIF turn, its crop and its operations.
 
-    `mask` says where it counts, white for yes; `control` is the picture that is to be edited into it.
+    `mask` says where it counts, white for yes; `control` is the picture that is to be edited into it. `crop` (x, y, w, h
+    in pixels after the EXIF turn) and `ops` are done when it is opened; `repeats` is how often an epoch shows it.
     """
 
     id: str
@@ -53,6 +53,14 @@ class Row:
     rejected: Decision | None = None
     mask: Companion | None = None
     control: Companion | None = None
+    crop: tuple[int, int, int, int] | None = None
+    ops: tuple[Mapping[str, object], ...] = ()
+    repeats: int = 1
+
+    @property
+    def content(self) -> str:
+        """Digest of the picture as it is opened."""
+        return digest_of(self.digest, self.crop, self.ops) if self.crop or self.ops else self.digest
 
     @property
     def kept(self) -> bool:
@@ -90,7 +98,8 @@ class Dataset:
         """Digest of everything that a training run sees: bytes, captions, splits, decisions."""
         return digest_of(
             [
-                [r.digest, [c.text for c in r.captions], r.split, *(c.digest for c in (r.mask, r.control) if c)]
+                [r.content, [c.text for c in r.captions], r.split, *(c.digest for c in (r.mask, r.control) if c)]
+                + ([r.repeats] if r.repeats > 1 else [])
                 for r in sorted(self.kept, key=lambda r: r.id)
             ]
         )
@@ -106,34 +115,3 @@ class Dataset:
         parts += [f"{count} {reason}" for reason, count in sorted(reasons.items())]
         parts += [f"{len(self.skipped)} unreadable"] if self.skipped else []
         return ", ".join(parts)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What a saved dataset file holds."""
-
-    version: int
-    dataset: dict = field(default_factory=dict)
-
-
-def save_dataset(dataset: Dataset, path: Path) -> Path:
-    """Write a dataset as JSON; pictures stay where they are."""
-    return write_json(path, asdict(_Stored(1, asdict(dataset))))
-
-
-def load_dataset(path: Path) -> Dataset:
-    """Read a dataset written by save_dataset; raises AtelierError if it is none."""
-    try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        data = stored["dataset"]
-        rows = []
-        for row in data["rows"]:
-            captions = tuple(Caption(**c) for c in row.pop("captions"))
-            rejected = row.pop("rejected")
-            beside = {k: Companion(**v) for k in ("mask", "control") if (v := row.pop(k, None))}
-            rows.append(Row(**row, captions=captions, rejected=Decision(**rejected) if rejected else None, **beside))
-        return Dataset(data["root"], tuple(rows), tuple(Skipped(**s) for s in data["skipped"]))
-    except FileNotFoundError:
-        raise AtelierError(f"There is no file {path}. Load the folder first.") from None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise AtelierError(f"{path} is not a saved dataset. Load the folder again to make one.") from None

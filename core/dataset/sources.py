@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import AtelierError
 from . import folder
 from .stored import WrittenCaption
-from .unpack import ENDINGS, TABLES, Take, known_name, unpack_archive, unpack_parquet, unpack_video
+from .unpack import ENDINGS, STYLES, TABLES, Take, known_name, unpack_archive, unpack_parquet, unpack_video
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -94,35 +94,43 @@ def list_folder(root: Path) -> Source:
     root = Path(root)
     if not root.is_dir():
         raise AtelierError(f"There is no folder {root}. Give the path of a folder with pictures.")
-    found = dict(_walk(root, ""))
+    found = _walk(root)
     split = any(SPLITS.get(path.split("/")[0].lower()) == "train" for path in found if "/" in path)
-    tables = {str(PurePosixPath(p).parent): p for p in found if PurePosixPath(p).name in TABLES}
+    tables = {str(PurePosixPath(p).parent): p for p in found if os.path.basename(p) in TABLES}
+    pictures = [path for path in sorted(found) if path.lower().endswith(ENDINGS)]
+    marked = {os.path.splitext(path)[0] for path in pictures if any(mark in path for mark in MARKS)}
     items = []
-    for path in sorted(found):
-        stem, ending = os.path.splitext(path)
-        if ending.lower() not in ENDINGS or stem.endswith(MARKS):
+    for path in pictures:
+        stem = os.path.splitext(path)[0]
+        if stem.endswith(MARKS):
             continue
         table = _table_of(path, tables)
         beside = [name for end in folder.SIDECARS if (name := stem + end) in found]
-        beside += [name for mark in MARKS for end in folder.ENDINGS if (name := stem + mark + end) in found]
+        for mark in (mark for mark in MARKS if marked and stem + mark in marked):
+            beside += [name for end in folder.ENDINGS if (name := stem + mark + end) in found]
         beside += [table] if table else []
-        own = " ".join(f"{os.path.basename(name)}:{found[name]}" for name in beside)
+        own = " ".join([f"{os.path.basename(name)}:{found[name]}" for name in beside])
         parts = path.split("/")
         chosen = SPLITS.get(parts[0].lower(), "train") if split and len(parts) > 1 else "train"
         items.append(Item(path, found[path], own, chosen, _repeats(parts), table))
     return Source(root, tuple(items))
 
 
-def _walk(root: Path, below: str) -> Iterator[tuple[str, str]]:
-    with os.scandir(root / below) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(root, f"{below}{entry.name}/")
-            elif entry.is_file():
-                found = entry.stat()
-                yield below + entry.name, f"{found.st_mtime_ns}:{found.st_size}"
+def _walk(root: Path) -> dict[str, str]:
+    """Time of change and size of every file by its path below the root; hidden files and folders are passed over."""
+    found, waiting = {}, [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(f"{root}/{below}") as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{below}{entry.name}/")
+                elif entry.is_file():
+                    stat = entry.stat()
+                    found[below + entry.name] = f"{stat.st_mtime_ns}:{stat.st_size}"
+    return found
 
 
 def _table_of(path: str, tables: dict[str, str]) -> str:
@@ -152,6 +160,7 @@ def read_details(source: Source, item: Item) -> Details:
     for name in CAPTION_COLUMNS:
         told = columns.pop(name, None)
         captions += [str(t).strip() for t in (told if isinstance(told, list) else [told]) if t]
+    columns = _of_wikiart(item.path) | columns
     tags = columns.pop("tags", None) or []
     tags = [t.strip() for t in tags.split(",")] if isinstance(tags, str) else tags
     tags = [str(t) for t in tags] if isinstance(tags, list) else []
@@ -164,6 +173,16 @@ def read_details(source: Source, item: Item) -> Details:
             notes.append(f"{kind}: {error}")
     texts = [WrittenCaption(text, origin="file") for text in dict.fromkeys(captions)]
     return Details(tuple(texts), columns, tuple(filter(None, tags)), beside, tuple(notes))
+
+
+def _of_wikiart(path: str) -> dict[str, object]:
+    """Style and artist of a picture below a folder with the name of a style, as Impressionism/claude-monet_title.jpg."""
+    *folders, name = path.split("/")
+    style = next((part for part in folders if part in STYLES), None)
+    if style is None:
+        return {}
+    artist, parted, _ = name.partition("_")
+    return {"style": style} | ({"artist": artist} if parted else {})
 
 
 @lru_cache(maxsize=4)

@@ -1,222 +1,74 @@
-"""A view: which rows of a store, in which order, with which operations still to be done; a frozen value on a wire.
+"""A view: which rows of a store, in which order, with what nodes decided about them; a frozen value on a wire.
 
-A view is filtered by an expression that a person types. It is read by a small parser of its own and becomes SQL with
-bound values; nothing of it is ever evaluated as code.
+What a node works out from thresholds is laid on the view and never written into the store, so two branches of a graph
+do not overwrite each other. What a person decides, and what took long to find, is in the store.
 """
 
-import re
 import sqlite3
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 
 from ..errors import AtelierError
 from ..files import digest_of
+from .expression import LAID, NAMES, Condition, compile_filter, overlaid
 from .record import Caption, Companion, Dataset, Decision, Row, Skipped
-from .store import Store
-from .stored import StoredRow
+from .replay import replayed_size
+from .store import Store, score_column
+from .stored import StoredRow, WrittenCaption, pack
 
-LONGEST, DEEPEST = 2000, 40  # characters and brackets of an expression
-NAMES = {
-    "width": "r.width", "height": "r.height", "split": "r.split", "repeats": "r.repeats", "stars": "r.stars",
-    "decision": "r.decision", "path": "r.path", "id": "r.id",
-    "format": "r.format COLLATE NOCASE", "parent": "r.parent",
-    "shorter": "min(r.width, r.height)", "longer": "max(r.width, r.height)",
-    "megapixels": "(r.width * r.height / 1e6)", "aspect": "(1.0 * r.width / r.height)",
-    "kept": "(r.decision IS NOT 'reject')", "rejected": "(r.decision IS 'reject')", "undecided": "(r.decision IS NULL)",
-    "captions": "(SELECT count(*) FROM captions c WHERE c.row = r.id)",
-    "captioned": "EXISTS (SELECT 1 FROM captions c WHERE c.row = r.id)",
-    "human": "EXISTS (SELECT 1 FROM captions c WHERE c.row = r.id AND c.author = 'human')",
-    # Unknown, not 0, before anything has looked for faces.
-    "faces": "CASE WHEN r.boxes IS NOT NULL THEN (SELECT count(*) FROM json_each(r.boxes) b "
-             "WHERE json_extract(b.value, '$.label') = 'face') END",
-    "boxes": "json_array_length(r.boxes)",
-}  # fmt: skip
-PREFIXES = {
-    "tag": "EXISTS (SELECT 1 FROM json_each(r.tags) t WHERE t.value = ? COLLATE NOCASE)",
-    "caption": "EXISTS (SELECT 1 FROM captions c WHERE c.row = r.id AND instr(lower(c.text), lower(?)))",
-    "note": "instr(lower(r.notes), lower(?))",
-    "path": "instr(lower(r.path), lower(?))",
-    "box": "EXISTS (SELECT 1 FROM json_each(r.boxes) b WHERE json_extract(b.value, '$.label') = ? COLLATE NOCASE)",
-}
-OPERATORS = {"==": "=", "=": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
-TOKEN = re.compile(
-    r"""\s*(?:(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)|(?P<prefix>[a-z]+):(?P<word>"[^"]*"|'[^']*'|[^\s()"']+)"""
-    r"""|(?P<text>"[^"]*"|'[^']*')|(?P<name>[^\W\d][\w.]*)|(?P<mark>==|!=|<=|>=|<|>|=|\(|\)))""",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """An expression as SQL over `rows r`, and the values of its question marks."""
-
-    sql: str
-    values: tuple[object, ...] = ()
-
-
-def compile_filter(expression: str, scores: Iterable[str] = ()) -> Condition:
-    """Read an expression such as `sharpness > 0.4 and faces == 1 and not tag:watermark`.
-
-    expression  comparisons of names, numbers and texts in quotes, also chained (0.5 < aspect < 2); tag:, caption:,
-                note:, path: and box: with a word; and, or, not, brackets. Empty for all.
-    scores      names that rows have scores for
-    ->          a row that lacks a value matches neither a comparison with it nor its opposite
-    Raises AtelierError that shows the place, or the nearest name.
-    """
-    if len(expression) > LONGEST:
-        raise AtelierError(f"The filter has {len(expression)} characters. Keep it below {LONGEST}.")
-    return _Parser(expression, set(scores)).parse() if expression.strip() else Condition("1")
-
-
-class _Parser:
-    """Recursive descent: or, and, not, then a bracket, a prefix or a comparison."""
-
-    def __init__(self, text: str, scores: set[str]):
-        self.text, self.scores, self.at, self.depth = text, scores, 0, 0
-        self.tokens = list(self._tokens())
-        self.values: list[object] = []
-
-    def _tokens(self):
-        at, end = 0, len(self.text.rstrip())
-        while at < end:
-            found = TOKEN.match(self.text, at)
-            if not found:
-                raise AtelierError(
-                    f"The filter is not understood at {self.text[at:][:20].strip()!r}. {self._example()}"
-                )
-            yield found
-            at = found.end()
-
-    def _example(self) -> str:
-        return "Write it like: sharpness > 0.4 and not tag:watermark."
-
-    def parse(self) -> Condition:
-        sql = self._either()
-        if self.at < len(self.tokens):
-            self._fail()
-        return Condition(sql, tuple(self.values))
-
-    def _fail(self):
-        place = self.tokens[self.at].group().strip() if self.at < len(self.tokens) else "its end"
-        raise AtelierError(f"The filter is not understood at {place!r}. {self._example()}")
-
-    def _word(self) -> str:
-        """The token if it is a mark or a name, in lower case."""
-        if self.at >= len(self.tokens):
-            return ""
-        found = self.tokens[self.at]
-        return (found["mark"] or found["name"] or "").lower()
-
-    def _take(self, *words: str) -> str:
-        word = self._word()
-        if word in words:
-            self.at += 1
-            return word
-        return ""
-
-    def _either(self) -> str:
-        parts = [self._both()]
-        while self._take("or"):
-            parts.append(self._both())
-        return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
-
-    def _both(self) -> str:
-        parts = [self._single()]
-        while self._take("and"):
-            parts.append(self._single())
-        return parts[0] if len(parts) == 1 else f"({' AND '.join(parts)})"
-
-    def _single(self) -> str:
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise AtelierError(f"The filter nests deeper than {DEEPEST}. Make it simpler.")
-        try:
-            if self._take("not"):
-                return f"(NOT {self._single()})"
-            if self._take("("):
-                inner = self._either()
-                if not self._take(")"):
-                    self._fail()
-                return f"({inner})"
-            if self.at < len(self.tokens) and self.tokens[self.at]["prefix"]:
-                return self._prefix()
-            return self._comparison()
-        finally:
-            self.depth -= 1
-
-    def _prefix(self) -> str:
-        found = self.tokens[self.at]
-        kind = found["prefix"].lower()
-        if kind not in PREFIXES:
-            raise AtelierError(
-                f"The filter has {kind}:, which is not known. Use {', '.join(p + ':' for p in PREFIXES)}."
-            )
-        self.at += 1
-        self.values.append(_unquoted(found["word"]))
-        return PREFIXES[kind]
-
-    def _comparison(self) -> str:
-        left, left_values = self._operand()
-        parts: list[str] = []
-        while operator := self._take(*OPERATORS):
-            right, right_values = self._operand()
-            parts.append(f"{left} {OPERATORS[operator]} {right}")
-            self.values += [*left_values, *right_values]
-            left, left_values = right, right_values
-        if parts:
-            return f"({' AND '.join(parts)})"
-        if left == "?":
-            self._fail()
-        self.values += left_values
-        return f"({left})"
-
-    def _operand(self) -> tuple[str, list[object]]:
-        if self.at >= len(self.tokens):
-            self._fail()
-        found = self.tokens[self.at]
-        self.at += 1
-        if found["number"]:
-            return "?", [float(found["number"])]
-        if found["text"]:
-            return "?", [_unquoted(found["text"])]
-        name = found["name"]
-        if not name or name.lower() in ("and", "or", "not"):
-            self.at -= 1
-            self._fail()
-        if name in NAMES:
-            return NAMES[name], []
-        if name in self.scores:
-            return "json_extract(r.scores, ?)", [f'$."{name}"']
-        near = get_close_matches(name, [*NAMES, *self.scores], 1, 0.5)
-        hint = f"Did you mean {near[0]}?" if near else "Texts stand in quotes; scores come with a scan."
-        raise AtelierError(f"The filter has {name}, which is not known. {hint}")
-
-
-def _unquoted(text: str) -> str:
-    return text[1:-1] if text[:1] in "\"'" and text[-1:] == text[:1] and len(text) > 1 else text
+OVERLAID = (*LAID, "ops", "captions", "parent")
 
 
 @dataclass(frozen=True)
 class Op:
-    """An operation that is done when a picture is opened: its name, and its settings as pairs."""
+    """An operation that is done to every picture of a view when it is opened: its name, and its settings as pairs."""
 
     name: str
     settings: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def recorded(self) -> dict[str, object]:
+        """As rows record it, and replay does it."""
+        return {"name": self.name, **dict(self.settings)}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row that a node left out of a view, and why."""
+
+    id: str
+    reason: str
+    by: str
+
+
+def base_of(id: str) -> str:
+    """The row of an id: a variant's id is its row's with a plus and a number."""
+    return id.partition("+")[0]
 
 
 @dataclass(frozen=True)
 class View:
     """Rows of a store in an order; nothing is read from the store before it is asked for.
 
-    `revision` is the store's when the view was made; `current` says whether it still is.
+    revision  the store's when the view was made; `current` says whether it still is
+    ids       rows, and variants of rows, whose ids are a row's with a plus and a number
+    ops       done to every picture when it is opened, after its own
+    laid      by id: values that stand before the stored ones (split, repeats, crop, ops, tags, boxes, captions)
+    left_out  rows that nodes left out, each with its reason
+    captions  names of models whose captions are preferred, the first first; a person's stand before all
     """
 
     store: Path
     revision: int
     ids: tuple[str, ...]
     ops: tuple[Op, ...] = ()
+    laid: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    left_out: tuple[LeftOut, ...] = ()
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -225,7 +77,7 @@ class View:
     def of(cls, store: Store, expression: str = "", order: str = "path") -> "View":
         """All readable rows of a store that an expression selects, in the order of a name (`-sharpness` for falling)."""
         revision = store.revision
-        return cls(store.path, revision, tuple(_select(store, expression, order)))
+        return cls(store.path, revision, tuple(_select(store, expression, order, {})))
 
     def _with_store(self, read: Callable):
         with Store(self.store, made=False) as store:
@@ -238,19 +90,25 @@ class View:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what the view holds, for a cache: the store's revision, the rows and the operations."""
-        ops = [[op.name, [list(pair) for pair in op.settings]] for op in self.ops]
-        return digest_of(str(self.store), self.revision, self.ids, ops)
+        """Digest of what the view holds, for a cache: the store's revision, the rows and all that is laid on them."""
+        ops = [op.recorded for op in self.ops]
+        left = [[one.id, one.reason, one.by] for one in self.left_out]
+        laid = [[id, {n: _plain(v) for n, v in self.laid[id].items()}] for id in sorted(self.laid)]
+        return digest_of(str(self.store), self.revision, self.ids, ops, laid, left, self.captions)
 
     def filter(self, expression: str) -> "View":
-        """The rows that an expression selects, in this view's order."""
-        found = set(self._with_store(lambda store: _select(store, expression, "")))
-        return self.only(own for own in self.ids if own in found)
+        """The rows that an expression selects, in this view's order; variants go with their rows."""
+        return self.only(self.matching(expression))
+
+    def matching(self, expression: str) -> list[str]:
+        """Ids of this view that an expression selects."""
+        found = set(self._with_store(lambda store: _select(store, expression, "", self.laid)))
+        return [own for own in self.ids if base_of(own) in found]
 
     def sort(self, order: str) -> "View":
         """The same rows in the order of a name or score, falling with a minus before it; ties by path."""
-        mine = set(self.ids)
-        return self.only(own for own in self._with_store(lambda store: _select(store, "", order)) if own in mine)
+        place = {own: i for i, own in enumerate(self._with_store(lambda s: _select(s, "", order, self.laid)))}
+        return self.only(sorted((own for own in self.ids if base_of(own) in place), key=lambda i: place[base_of(i)]))
 
     def only(self, ids: Iterable[str]) -> "View":
         """Some rows of this view, in the order given; raises AtelierError for one that it does not have."""
@@ -260,51 +118,190 @@ class View:
             raise AtelierError(f"The view has no row {foreign}. Choose rows of this view.")
         return replace(self, ids=chosen)
 
+    def without(self, reasons: Mapping[str, str], by: str) -> "View":
+        """This view with some rows left out, and why; their variants go with them.
+
+        reasons  by id
+        by       the node that decides
+        """
+        gone = [LeftOut(own, reasons[own], by) for own in self.ids if own in reasons]
+        kept = tuple(own for own in self.ids if own not in reasons and base_of(own) not in reasons)
+        return replace(self, ids=kept, left_out=(*self.left_out, *gone))
+
+    def lay(self, values: Mapping[str, Mapping[str, object]]) -> "View":
+        """This view with values that stand before the stored ones, by id.
+
+        Raises AtelierError for a value that cannot be laid, or a row that the view does not have.
+        """
+        mine = set(self.ids)
+        for own, named in values.items():
+            unknown = [name for name in named if name not in OVERLAID]
+            if unknown or own not in mine:
+                what = f"row {own}" if own not in mine else unknown[0]
+                raise AtelierError(f"The view has no {what}. Lay {', '.join(OVERLAID)} on rows of this view.")
+        laid = dict(self.laid) | {own: {**self.laid.get(own, {}), **named} for own, named in values.items()}
+        return replace(self, laid=MappingProxyType(laid))
+
+    def with_variants(self, variants: Mapping[str, Sequence[Mapping[str, object]]]) -> "View":
+        """This view with more pictures made of its rows: each variant stands after its row.
+
+        variants  by a row's id: the values of each of its variants, such as ops
+        """
+        ids: list[str] = []
+        laid: dict[str, Mapping[str, object]] = {}
+        taken = set(self.ids)
+        for own in self.ids:
+            ids.append(own)
+            number = 0
+            for values in variants.get(own, ()):
+                number = next(n for n in range(number + 1, len(taken) + 2) if f"{base_of(own)}+{n}" not in taken)
+                id = f"{base_of(own)}+{number}"
+                taken.add(id)
+                ids.append(id)
+                laid[id] = {**self.laid.get(own, {}), **values, "parent": base_of(own)}
+        return replace(self, ids=tuple(ids)).lay(laid)
+
+    def preferring(self, model: str) -> "View":
+        """This view with one model's captions before all others but a person's."""
+        return replace(self, captions=(model, *(name for name in self.captions if name != model)))
+
     def renewed(self) -> "View":
         """The rows that are still there, at the store's present revision."""
         revision, there = self._with_store(lambda store: (store.revision, set(store.ids())))
-        return replace(self, revision=revision, ids=tuple(own for own in self.ids if own in there))
+        return replace(self, revision=revision, ids=tuple(own for own in self.ids if base_of(own) in there))
 
     def then(self, op: Op) -> "View":
         """This view with one more operation to do when its pictures are opened."""
         return replace(self, ops=(*self.ops, op))
 
     def rows(self, start: int = 0, stop: int | None = None) -> list[StoredRow]:
-        """Whole rows from one place in the order to another, as the store holds them now."""
-        return self._with_store(lambda store: store.rows(self.ids[start:stop]))
+        """Whole rows from one place in the order to another, as the store holds them now, with what is laid on them."""
+        return self._with_store(lambda store: self.rows_in(store, self.ids[start:stop]))
+
+    def rows_in(self, store: Store, ids: Iterable[str]) -> list[StoredRow]:
+        """The same for some ids, from a store that is open."""
+        wanted = list(ids)
+        found = {row.id: row for row in store.rows(dict.fromkeys(map(base_of, wanted)))}
+        return [self.overlay(found[base_of(own)], own) for own in wanted if base_of(own) in found]
+
+    def shown(self, most: int) -> list[tuple[StoredRow, str | None]]:
+        """Rows for a person to look at, in the order of their paths: why each is left out, None where it is not.
+
+        most  how many; those left out go before others
+        """
+        gone = {one.id: one.reason for one in self.left_out}
+        with Store(self.store, made=False) as store:
+            rows = self.rows_in(store, [*gone, *self.ids])
+        reasons = [
+            (row, gone.get(row.id) or (row.reason or "rejected" if row.decision == "reject" else None)) for row in rows
+        ]
+        first = sorted(reasons, key=lambda pair: pair[1] is None)[:most]
+        return sorted(first, key=lambda pair: (pair[0].path, pair[0].id))
+
+    def summary(self) -> str:
+        """One line a person can check: how many are kept, why others are not."""
+        with Store(self.store, made=False) as store:
+            rows, faults = self.rows_in(store, self.ids), len(store.faults())
+        rejected = [row.reason or "rejected" for row in rows if row.decision == "reject"]
+        reasons = Counter(reason.partition(":")[0] for reason in [*(one.reason for one in self.left_out), *rejected])
+        parts = [f"{len(rows) - len(rejected)} of {len(rows) + len(self.left_out)} pictures kept"]
+        parts += [f"{count} {reason}" for reason, count in sorted(reasons.items())]
+        return ", ".join(parts + ([f"{faults} unreadable"] if faults else []))
+
+    def overlay(self, row: StoredRow, id: str) -> StoredRow:
+        """A stored row as this view sees it.
+
+        id  of the row, or of one of its variants
+        """
+        values = self.laid.get(id)
+        if values is None and row.id == id:
+            return row
+        return replace(row, id=id, **{name: _frozen(value) for name, value in (values or {}).items()})
+
+    def captions_of(self, row: StoredRow) -> tuple[Caption, ...]:
+        """The captions that count: a person's, else the first preferred model's that has one, else the last model's."""
+        human = tuple(c for c in row.captions if c.author == "human")
+        if human or not row.captions:
+            return tuple(Caption(c.text, "human") for c in human)
+        there = {c.model for c in row.captions}
+        model = next((name for name in self.captions if name in there), row.captions[-1].model)
+        return tuple(Caption(c.text, c.model or c.author) for c in row.captions if c.model == model)
+
+    def ops_of(self, row: StoredRow) -> tuple[Mapping[str, object], ...]:
+        """What is done to a row's picture after its crop."""
+        return (*(row.ops or ()), *(op.recorded for op in self.ops))
 
     def dataset(self) -> Dataset:
-        """The view as the record that the trainer and the nodes read; rows of the test split are left out.
-
-        Raises AtelierError if there are crops or other operations, which that record cannot hold.
-        """
+        """The view as the record that the trainer reads, without rows of the test split and variants outside training."""
         with Store(self.store, made=False) as store:
-            root, faults, rows = store.meta("root"), store.faults(), store.rows(self.ids)
-        edited = self.ops or any(row.crop or row.ops for row in rows)
-        if edited:
-            raise AtelierError("The view has crops or other operations that are not done yet. Export it, then train.")
-        kept = tuple(_record(row) for row in rows if row.split != "test")
-        return Dataset(root, kept, tuple(Skipped(path, reason) for path, reason in faults))
+            root, faults = store.meta("root"), store.faults()
+            rows = self.rows_in(store, self.ids)
+            gone = {one.id: one for one in self.left_out if base_of(one.id) == one.id}
+            left = self.rows_in(store, gone)
+        used = ("train", "validation")
+        kept = [self._record(row) for row in rows if row.split in (used[:1] if row.parent else used)]
+        kept += [replace(self._record(row), rejected=Decision(gone[row.id].reason, gone[row.id].by)) for row in left]
+        return Dataset(root, tuple(kept), tuple(Skipped(path, reason) for path, reason in faults))
+
+    def _record(self, row: StoredRow) -> Row:
+        ops = self.ops_of(row)
+        width, height = replayed_size(row.width, row.height, row.crop, ops)
+        rejected = Decision(row.reason or "rejected", row.decided_by or "human") if row.decision == "reject" else None
+        beside = {kind: Companion(**held) for kind, held in row.companions.items()}
+        return Row(
+            row.id, row.path, row.digest, width, height, self.captions_of(row), row.split, rejected,
+            crop=row.crop, ops=ops, repeats=row.repeats, **beside,
+        )  # fmt: skip
 
 
-def _select(store: Store, expression: str, order: str) -> list[str]:
+def _plain(value: object) -> object:
+    """A laid value as JSON can hold it."""
+    if isinstance(value, WrittenCaption):
+        return list(astuple(value))
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _frozen(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _select(store: Store, expression: str, order: str, laid: Mapping[str, Mapping[str, object]]) -> list[str]:
     falling, name = order.startswith("-"), order.removeprefix("-")
     condition = compile_filter(expression, scores := store.score_names())
-    key, values = NAMES.get(name) if name else "1", []
+    key = NAMES.get(name) if name else "1"
     if key is None:
         if name not in scores:
             near = get_close_matches(name, [*NAMES, *scores], 1, 0.5)
             raise AtelierError(f"There is no {name} to sort by. Use {near[0] if near else 'path or a score'}.")
-        key, values = "json_extract(r.scores, ?)", [f'$."{name}"']
-    by = f"{key} {'DESC' if falling else 'ASC'} NULLS LAST, r.path, r.id" if name else "r.rowid"
+        key = f"s.{score_column(name)}"
+    if _lay_out(store, laid):
+        condition, key = Condition(overlaid(condition.sql), condition.values), overlaid(key)
+    by = f"{key} {'DESC' if falling else 'ASC'} NULLS LAST, r.path, r.id" if name else "r.path, r.id"
     try:
-        return store.ids(condition.sql, (*condition.values, *values), by)
+        return store.ids(condition.sql, condition.values, by)
     except sqlite3.OperationalError as error:
         raise AtelierError(f"The filter {expression!r} cannot be used ({error}). Make it simpler.") from None
 
 
-def _record(row: StoredRow) -> Row:
-    captions = tuple(Caption(c.text, "human" if c.author == "human" else c.model or c.author) for c in row.captions)
-    rejected = Decision(row.reason or "rejected", row.decided_by or "human") if row.decision == "reject" else None
-    beside = {kind: Companion(**held) for kind, held in row.companions.items()}
-    return Row(row.id, row.path, row.digest, row.width, row.height, captions, row.split, rejected, **beside)
+def _lay_out(store: Store, laid: Mapping[str, Mapping[str, object]]) -> bool:
+    """Put what is laid on rows into temporary tables of this connection; False where there is nothing to put."""
+    seen = {own: values for own, values in laid.items() if "+" not in own}
+    rows = [
+        (own, *(pack(name, values.get(name)) for name in LAID))
+        for own, values in seen.items()
+        if not values.keys().isdisjoint(LAID)
+    ]
+    captions = [(own, c.text, c.author) for own, values in seen.items() for c in values.get("captions", ())]
+    if not rows and not captions:
+        return False
+    db = store.db
+    db.execute(f"CREATE TEMP TABLE IF NOT EXISTS laid (id TEXT PRIMARY KEY, {', '.join(LAID)}) WITHOUT ROWID")
+    db.execute("CREATE TEMP TABLE IF NOT EXISTS laid_captions (row TEXT, text TEXT, author TEXT)")
+    db.execute("CREATE INDEX IF NOT EXISTS temp.laid_captions_row ON laid_captions (row)")
+    db.execute("BEGIN")
+    for table, values in (("laid", rows), ("laid_captions", captions)):
+        db.execute(f"DELETE FROM temp.{table}")
+        if values:
+            db.executemany(f"INSERT INTO temp.{table} VALUES (?{', ?' * (len(values[0]) - 1)})", values)
+    db.execute("COMMIT")
+    return True

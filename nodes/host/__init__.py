@@ -30,4 +30,6 @@ from .nano import load_nano_vae as load_nano_vae
 from .progress import Progress as Progress
 from .progress import check_cancel as check_cancel
 from .progress import prompt_server as prompt_server
+from .sources import datasets_folder as datasets_folder
+from .sources import picture_source as picture_source
 from .video import video_file as video_file

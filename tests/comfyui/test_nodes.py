@@ -191,7 +191,9 @@ def test_encode_fills_the_cache_that_training_reads(nano, dataset):
     assert out.args[0] is dataset
     encoder, cache = host_encoder(nano), training.open_cache()
     with torch.inference_mode(False):
-        items = list(cache_of.encode(dataset, encoder, training.DataOptions(resolution=64, trigger="t"), cache))
+        items = list(
+            cache_of.encode(dataset.dataset(), encoder, training.DataOptions(resolution=64, trigger="t"), cache)
+        )
     assert not any(item.made for item in items)
 
 
@@ -340,3 +342,19 @@ def test_states_are_averaged(nano, dataset, folders):
     assert name == "mean.safetensors"
     assert (folders / "output" / "loras" / "mean.safetensors").is_file()
     assert all(key.startswith("lora_unet_") for key in lora)
+
+
+@pytest.mark.parametrize("name", ["made", "made.safetensors", "made.SafeTensors", "v1.0", "below/v1.0.safetensors"])
+def test_a_file_is_named_with_its_ending_or_without(folders, name):
+    from flux_atelier.nodes import host
+
+    stem = name[: -len(".safetensors")] if name.lower().endswith("tensors") else name
+    assert host.lora_file(name) == folders / "output" / "loras" / f"{stem}.safetensors"
+
+
+@pytest.mark.parametrize("name", ["", " ", ".safetensors", "..", ". .safetensors"])
+def test_a_file_without_a_name_is_refused(folders, name):
+    from flux_atelier.nodes import host
+
+    with pytest.raises(AtelierError, match="Give the LoRA a name"):
+        host.lora_file(name)

@@ -40,6 +40,9 @@ LORA_ROOM = {  # what each leaves in output: LoRAs by name, and other files
 }
 
 
+DATASET_ROOM = ("curate-folder", "caption-ensemble", "wikiart-impressionism", "portrait-set")  # test_dataset_workflows.py
+
+
 def write_pictures(folder: Path, captions: bool = False, controls: bool = False, masks: int = 0) -> None:
     """Painted scenes; plain ones beside them as what they were before the edit, and masks for the first few."""
     chosen = scenes.draw_prompts(COUNT, 2)
@@ -125,7 +128,7 @@ def quickstart(server) -> list[dict]:
 
 def test_every_workflow_is_run_here():
     trainings = {"quickstart", "resume", "train-kontext", "train-low-vram", "train-style", "train-subject"}
-    assert set(TWINS) == trainings | set(LORA_ROOM)
+    assert set(TWINS) == trainings | set(LORA_ROOM) | set(DATASET_ROOM)
 
 
 def test_a_style_keeps_the_weights_of_the_best_validation(server):

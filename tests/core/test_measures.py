@@ -53,6 +53,32 @@ def test_half_black_half_white():
     assert found["colourfulness"] == 0
 
 
+def test_sharpness_in_whole_numbers_is_that_of_the_definition():
+    convolve = pytest.importorskip("scipy.ndimage").convolve
+    kernel = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]) / 256
+    cross = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
+    tiles = np.random.default_rng(0).integers(0, 256, (8, 8)).repeat(17, 0).repeat(17, 1)
+    for grey in (*(np.asarray(p.convert("L")) for p in photos()[:3]), tiles, 255 * (np.indices((90, 90)).sum(0) % 2)):
+        edges = convolve(grey.astype(float), cross)[1:-1, 1:-1]
+        again = convolve(convolve(grey.astype(float), kernel), cross)[3:-3, 3:-3]
+        before, after = (M._tile_means(e**2, M.TILE).ravel() for e in (edges[2:-2, 2:-2], again))
+        telling = before >= max(2 * M.ROUNDING, np.quantile(before, 0.95) / 4)
+        wanted = max(0, 1 - np.sqrt(after[telling].sum() / (before[telling] - M.ROUNDING).sum()))
+        found = M.sharpness(grey.astype(np.uint8))
+        assert found["sharpness"] == pytest.approx(wanted, abs=1e-4)
+        assert found["sharp_global"] == pytest.approx(edges.std(), rel=1e-4)
+        assert found["sharp_tile"] == pytest.approx(np.sqrt(np.quantile(before, 0.9)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [((512, 40), (512, 40)), ((1024, 640), (512, 320)), ((3000, 1), (512, 1)), ((700, 701), (511, 512))],
+)
+def test_a_shrunk_picture_keeps_its_shape_and_tone(size, wanted):
+    small = M.shrunk(Image.new("RGB", size, (10, 200, 30)))
+    assert small.size == wanted and small.getcolors() == [(wanted[0] * wanted[1], (10, 200, 30))]
+
+
 def test_laplacian_of_one_bright_pixel():
     grey = np.zeros((4, 4), np.float32)
     grey[1, 1] = 1

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,7 +244,7 @@ def test_a_reader_that_fails_in_an_unforeseen_way_stops_nothing(tmp_path, opened
 
     monkeypatch.setattr(room, "read_lora", odd)
     assert [s for _, s in states(opened, tmp_path)] == ["unreadable", "read"]
-    problems = {entry.path.name: entry.problem for entry in search(opened)}
+    problems = {Path(entry.path).name: entry.problem for entry in search(opened)}
     assert "KeyError: 'odd'" in problems["a.safetensors"] and problems["b.safetensors"] == ""
     assert "could not be read" in caplog.text
 
@@ -751,3 +752,25 @@ def test_the_header_command(tmp_path, command):
     assert command("loras", "find", "night")[-1] == "1 found"
     with pytest.raises(AtelierError, match="KEY=TEXT"):
         command("header", path, "--set", "nonsense")
+
+
+def test_the_header_command_shows_long_entries_whole_when_asked(tmp_path, command):
+    text = "a long day\n" * 40
+    path = write(tmp_path / "a.safetensors", some_lora(0, ss_training_comment=text))
+    assert any(
+        line.startswith("  ss_training_comment: a long day") and line.endswith("...")
+        for line in command("header", path)
+    )
+    assert f"  ss_training_comment: {text}" in command("header", path, "--all")
+
+
+@pytest.mark.parametrize("action", ["scan .", "find", "show a", "score a likeness 1", "note a dusk", "forget"])
+def test_the_registry_is_named_before_the_action_or_after(action):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    commands.COMMANDS["loras"][1](parser)
+    words = action.split()
+    assert parser.parse_args([*words, "--registry", "x.sqlite"]).registry == Path("x.sqlite")
+    assert parser.parse_args(["--registry", "x.sqlite", *words]).registry == Path("x.sqlite")
+    assert parser.parse_args(words).registry == Path("loras.sqlite")

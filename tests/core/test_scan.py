@@ -69,7 +69,7 @@ def test_thumbnails_fit_256_and_lie_beside_the_store(store, tmp_path):
     run(store, tmp_path / "p")
     path = thumb_path(tmp_path / "set" / "thumbs", store.rows(store.ids())[0].digest)
     with Image.open(path) as thumb:
-        assert (thumb.size, thumb.format) == ((256, 128), "WEBP")
+        assert (thumb.size, thumb.format) == ((256, 128), "JPEG")
         wanted = np.asarray(photo(1, (256, 128)), float)
         assert np.abs(np.asarray(thumb.convert("RGB"), float) - wanted).mean() < 4
 

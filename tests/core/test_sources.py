@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import sys
 import tarfile
 import zipfile
 
@@ -253,15 +254,12 @@ def test_wikiart_parquet_by_style_and_artist(tmp_path):
         shades(artist="bob")
 
 
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path):
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        (tmp_path / "a.parquet").write_bytes(b"PAR1")
-        with pytest.raises(AtelierError, match="pip install pyarrow"):
-            open_source(tmp_path / "a.parquet", tmp_path / "cache")
-    else:
-        pytest.skip("pyarrow is installed")
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(AtelierError, match="pip install pyarrow"):
+        open_source(tmp_path / "a.parquet", tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from flux_atelier.core.dataset.store import Store
+from flux_atelier.core.dataset.store import Store, score_column
 from flux_atelier.core.dataset.stored import StoredRow, WrittenCaption
 from flux_atelier.core.errors import AtelierError
 
@@ -49,6 +49,32 @@ def test_a_row_comes_back_as_it_was_put(store):
     assert ids == ["a" * 16]
     assert store.rows(ids) == [replace(put, id=ids[0])]
     assert store.score_names() == ["sharpness"]
+
+
+def test_scores_are_columns_that_follow_what_a_scan_finds(store):
+    odd = 'it\'s "odd"'
+    names = [score_column(name) for name in ("sharpness", odd)]
+    found = [
+        row("a.png", A, scores={"sharpness": 0.25, odd: 2.0, "row": 7.0}),
+        row("b.png", B, scores={"Sharpness": 0.5}),
+    ]
+    one, other, _ = [store.put([each])[0] for each in (*found, row("c.png", C))]
+    assert store.ids(f"s.{names[0]} >= ?", (0.25,), f"s.{names[0]} DESC") == [other, one]
+    assert store.ids(f"s.{names[1]} = 2") == [one]
+    assert store.ids(f"s.{names[0]} IS NULL") == ["c" * 16]
+    assert store.score_names() == [odd, "row", "sharpness"]
+    store.put([row("a.png", A, scores={odd: 3.0})])
+    assert store.ids(f"s.{names[0]} IS NOT NULL") == [other]
+    assert store.rows([one])[0].scores == {odd: 3.0}
+    store.put([row("a.png", A)])
+    assert store.ids(f"s.{names[1]} IS NOT NULL") == []
+
+
+def test_all_rows_are_listed_without_reading_their_scores(store):
+    query = 'EXPLAIN QUERY PLAN SELECT r.id FROM rows r LEFT JOIN scores s ON s."of row" = r.number'
+    query += " WHERE r.gone = 0 AND r.fault IS NULL AND (1) ORDER BY r.path, r.id"
+    plan = [step["detail"] for step in store.db.execute(query)]
+    assert len(plan) == 1 and "INDEX rows_readable" in plan[0]
 
 
 def test_the_same_bytes_twice_are_two_rows_with_stable_ids(store):
@@ -122,6 +148,25 @@ def test_a_decision_says_who_and_when(store):
     assert (store.rows(ids)[0].decision, store.rows(ids)[0].reason) == (None, None)
 
 
+def test_only_what_a_human_edits_is_counted(store):
+    assert store.edited == 0
+    ids = store.put([row("a.png", A)])
+    store.set_meta("root", "/pictures")
+    store.decide(ids, "reject", "Filter Dataset")
+    store.caption({ids[0]: [WrittenCaption("machine", "model")]}, "Caption Dataset")
+    assert store.edited == 0
+    store.decide(ids, "keep", "human")
+    store.edit({ids[0]: {"stars": 3}}, "human")
+    store.caption({ids[0]: [WrittenCaption("mine")]}, "human")
+    assert store.edited == 3
+    assert [store.undo() for _ in range(3)] == ["caption", "edit", "keep"]
+    assert store.edited == 6  # undone is changed again
+    store.undo()
+    assert store.edited == 6
+    with Store(store.path) as again:
+        assert again.edited == 6
+
+
 @pytest.mark.parametrize("values", [{"path": "/etc/passwd"}, {"decision": "maybe"}, {"gone": 1}])
 def test_what_may_not_be_chosen_is_refused(store, values):
     ids = store.put([row("a.png", A)])
@@ -157,7 +202,7 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path):
     with sqlite3.connect(other) as db:
         db.execute("CREATE TABLE things (x)")
     db.close()
-    with pytest.raises(AtelierError, match=r"version 1 .it says 0"):
+    with pytest.raises(AtelierError, match=r"version 2 .it says 0"):
         Store(other)
     with sqlite3.connect(other) as db:
         db.execute("PRAGMA user_version = 99")
@@ -192,3 +237,16 @@ os.kill(os.getpid(), 9)
     store.edit({ids[0]: {"stars": 2}}, "human")
     with Store(store.path) as again:
         assert again.rows(ids)[0].stars == 2
+
+
+def test_undo_leaves_what_nodes_found_meanwhile(tmp_path):
+    with Store(tmp_path / "atelier.db") as store:
+        (own,) = store.put([StoredRow("a.png", "1" * 32, captions=(WrittenCaption("sea", origin="file"),))])
+        store.decide([own], "reject", "human")
+        store.caption({own: [WrittenCaption("my sea")]}, "human")
+        store.edit({own: {"boxes": ({"label": "face"},), "split": "test"}}, "Find Faces", undoable=False)
+        store.caption({own: [WrittenCaption("a sea", "model", "joy")]}, "joy", undoable=False)
+        assert [store.undo(), store.undo(), store.undo()] == ["caption", "reject", None]
+        row = store.rows([own])[0]
+        assert (row.decision, row.split, row.boxes) == (None, "test", ({"label": "face"},))
+        assert [c.text for c in row.captions] == ["sea", "a sea"]

@@ -5,10 +5,11 @@ import random
 
 import pytest
 
+from flux_atelier.core.dataset.expression import compile_filter
 from flux_atelier.core.dataset.record import Caption, Decision
 from flux_atelier.core.dataset.store import Store
 from flux_atelier.core.dataset.stored import StoredRow, WrittenCaption
-from flux_atelier.core.dataset.view import Op, View, compile_filter
+from flux_atelier.core.dataset.view import Op, View
 from flux_atelier.core.errors import AtelierError
 
 FACE, HAND = {"label": "face", "score": 0.9}, {"label": "hand", "score": 0.9}
@@ -201,13 +202,93 @@ def test_a_view_becomes_the_record_of_the_trainer(store):
     assert (dataset.rows[1].width, dataset.rows[1].digest) == (80, "3" * 32)
 
 
-def test_operations_that_are_not_done_are_not_lost_silently(store):
-    with pytest.raises(AtelierError, match="crops or other operations"):
-        View.of(store).then(Op("flip")).dataset()
-    store.edit({"1" * 16: {"crop": [0, 0, 10, 10]}}, "human")
-    with pytest.raises(AtelierError, match="crops or other operations"):
-        View.of(store).dataset()
-    assert len(View.of(store, "width != 100").dataset().rows) == 3
+def test_crops_and_operations_come_with_the_record(store):
+    store.edit({"1" * 16: {"crop": (0, 0, 40, 30)}}, "human")
+    view = View.of(store, "", "path").then(Op("rotate", (("turns", 1),)))
+    first = view.dataset().rows[0]
+    assert first.crop == (0, 0, 40, 30) and first.ops == ({"name": "rotate", "turns": 1},)
+    assert (first.width, first.height) == (30, 40)
+    assert first.content != first.digest
+
+
+# --- what nodes lay on a view ---
+
+A, B, C, D = (sign * 16 for sign in "1234")
+
+
+def test_laid_values_stand_before_stored_ones_everywhere_but_in_the_store(store):
+    view = View.of(store)
+    laid = view.lay({A: {"split": "test", "tags": ("Sea",), "repeats": 3}, B: {"boxes": (FACE,)}})
+    assert [row.split for row in laid.rows()] == ["test", "train", "train", "validation"]
+    assert names(laid.filter("split == 'test'")) == "a"
+    assert names(laid.filter("split == 'train'")) == "bc"
+    assert names(laid.filter("tag:sea and repeats == 3")) == "a"
+    assert names(laid.filter("faces == 1")) == "ab"
+    assert names(laid.sort("-repeats").only(laid.sort("-repeats").ids[:1])) == "a"
+    assert [r.id for r in laid.dataset().rows] == [B, C, D]
+    assert names(view.filter("split == 'test'")) == "" and store.rows([A])[0].split == "train"
+    assert laid.fingerprint != view.fingerprint
+    again = laid.lay({A: {"split": "train"}})
+    assert again.rows()[0].split == "train" and again.rows()[0].tags == ("Sea",)
+    assert laid.rows()[0].split == "test"
+
+
+def test_laid_captions_are_seen_by_filters_and_the_record(store):
+    view = View.of(store).lay({A: {"captions": (WrittenCaption("a green hill", "model", "template"),)}})
+    assert names(view.filter("captioned")) == "acd"
+    assert names(view.filter("caption:green")) == "a" and names(view.filter("caption:boat")) == "c"
+    assert names(view.filter("human")) == "c"
+    assert view.dataset().rows[0].captions == (Caption("a green hill", "template"),)
+    replaced = view.lay({D: {"captions": (WrittenCaption("hill", "model", "template"),)}})
+    assert names(replaced.filter("caption:sea")) == ""
+
+
+def test_what_is_left_out_keeps_its_reason(store):
+    view = View.of(store).without({A: "blurred"}, "Curate Dataset")
+    assert names(view) == "bcd" and [(o.id, o.reason, o.by) for o in view.left_out] == [
+        (A, "blurred", "Curate Dataset")
+    ]
+    rows = {row.id: row for row in view.dataset().rows}
+    assert rows[A].rejected == Decision("blurred", "Curate Dataset") and rows[C].rejected is None
+    assert view.without({A: "again"}, "x") == view
+
+
+def test_variants_stand_after_their_rows_and_follow_them(store):
+    flip = {"ops": ({"name": "flip", "axis": "horizontal"},)}
+    view = View.of(store).lay({A: {"split": "validation"}}).with_variants({A: [flip, {}], C: [flip]})
+    assert view.ids == (A, A + "+1", A + "+2", B, C, C + "+1", D)
+    rows = view.rows()
+    assert rows[1].ops == flip["ops"] and rows[1].parent == A and rows[1].split == "validation"
+    assert rows[5].captions == rows[4].captions
+    assert names(view.filter("split == 'validation'")) == "aaad"
+    assert names(view.without({C: "no"}, "x")) == "aaabd"
+    assert names(view.without({C + "+1": "no"}, "x")) == "aaabcd"
+    assert names(view.sort("-path")) == "dccbaaa"
+    record = view.dataset()  # variants of A are not validated with
+    assert [row.id for row in record.rows] == [A, B, C, C + "+1", D]
+    assert len({row.content for row in record.rows}) == 5
+    assert view.with_variants({A: [flip]}).ids[1] == A + "+3"
+
+
+def test_captions_of_the_preferred_model_count_and_a_persons_before_all(store):
+    store.caption({D: [WrittenCaption("one", "model", "joy"), WrittenCaption("two", "model", "wd")]}, "x")
+    store.caption({C: [WrittenCaption("a boat", "model", "joy")]}, "x")
+    view = View.of(store)
+
+    def said(view):
+        return [[c.text for c in row.captions] for row in view.dataset().rows][2:]
+
+    assert said(view) == [["A Red boat"], ["two"]]
+    assert said(view.preferring("joy")) == [["A Red boat"], ["one"]]
+    assert said(view.preferring("joy").preferring("wd")) == [["A Red boat"], ["two"]]
+    assert said(view.preferring("nobody")) == [["A Red boat"], ["two"]]
+
+
+def test_values_that_cannot_be_laid_are_refused(store):
+    with pytest.raises(AtelierError, match="no path"):
+        View.of(store).lay({A: {"path": "x"}})
+    with pytest.raises(AtelierError, match="no row zzz"):
+        View.of(store).lay({"zzz": {"split": "test"}})
 
 
 def test_a_view_of_a_store_that_is_gone_says_so(store, tmp_path):

@@ -4,9 +4,13 @@ import pytest
 import torch
 from PIL import Image
 
+from flux_atelier.core.dataset.curate import ended
 from flux_atelier.core.dataset.folder import load_folder
+from flux_atelier.core.dataset.opening import open_dataset
+from flux_atelier.core.dataset.view import Op
 from flux_atelier.core.errors import AtelierError
-from flux_atelier.trainer.cache import Cache, encode, encode_regularisation
+from flux_atelier.trainer.batches import Plan
+from flux_atelier.trainer.cache import Cache, Sample, encode, encode_regularisation
 from flux_atelier.trainer.config import DataOptions
 
 
@@ -176,3 +180,40 @@ def test_a_regularisation_set_has_no_trigger_and_takes_the_class_word(folder, tm
     assert {i.sample.split for i in items} == {"regularisation"}
     assert "dog" in encoder.texts
     assert not any("ohwx" in t for t in encoder.texts)
+
+
+def test_a_crop_and_a_mirror_reach_picture_mask_and_control_alike(tmp_path):
+    """The right half of a picture, mirrored: red stands where it belongs in all three, whatever their sizes."""
+    root = tmp_path / "pictures"
+    root.mkdir()
+    picture = Image.new("RGB", (256, 128), "blue")
+    picture.paste("red", (192, 0, 256, 128))
+    picture.save(root / "a.png")
+    picture.resize((128, 64)).save(root / "a.control.png")
+    mask = Image.new("L", (64, 32), 0)
+    mask.paste(255, (48, 0, 64, 32))
+    mask.save(root / "a.mask.png")
+    (root / "a.txt").write_text("a")
+    view = ended(open_dataset(root, tmp_path / "store"))
+    done = view.lay({view.ids[0]: {"crop": (128, 0, 128, 128), "repeats": 3}}).then(
+        Op("flip", (("axis", "horizontal"),))
+    )
+    cache, encoder = Cache(tmp_path / "cache"), CountingEncoder()
+    options = DataOptions(resolution=64, mask="file")
+    plain = next(iter(encode(view.dataset(), encoder, options, cache))).sample
+    sample = next(iter(encode(done.dataset(), encoder, options, cache))).sample
+    assert (sample.width, sample.height, sample.repeats) == (8, 8, 3)
+    assert plain.latent != sample.latent and plain.mask != sample.mask and plain.control != sample.control
+    for key in (sample.latent, sample.control):
+        red = cache.get(key)[0][0]
+        assert red[:, :3].min() > 0.9 and red[:, 5:].max() < -0.9
+    half = cache.get(sample.mask)[0]
+    assert half[:, :3].min() == 1 and half[:, 5:].max() == 0
+    assert done.dataset().fingerprint != view.dataset().fingerprint
+
+
+def test_repeats_show_a_picture_more_often():
+    samples = [Sample(str(i), str(i), 8, 8, "k", ("t",), repeats=1 + 2 * (i == 1)) for i in range(3)]
+    plan = Plan.of(samples, 1, 0)
+    assert plan.batches_per_epoch == 5
+    assert sorted(plan.batch(i)[0] for i in range(5)) == [0, 1, 1, 1, 2]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_captioners
 from PIL import Image
 
 from flux_atelier.core.errors import AtelierError
@@ -260,39 +261,11 @@ def test_a_killed_job_loses_at_most_the_batch_under_way(items, tmp_path):
 
 # --- taggers ---------------------------------------------------------------------------------------------------------
 
-TAGS = (
-    "tag_id,name,category,count\n1,blue_sky,0,9\n2,^_^,0,9\n3,reimu_(touhou),4,9\n4,general,9,9\n5,some_painter,1,9\n"
-)
-
 
 @pytest.fixture
 def tagger_folder(tmp_path):
-    """Scores are 1 / (1 + exp(-logits)): of blue for the first tag, of red for the third, constants for the others."""
-    onnx = pytest.importorskip("onnx", reason="no onnx: taggers were not run; pip install onnx onnxruntime")
-    pytest.importorskip("onnxruntime", reason="no onnxruntime: taggers were not run")
-    from onnx import TensorProto, helper, numpy_helper
-
-    weights = np.zeros((3, 5), np.float32)
-    weights[0, 0] = weights[2, 2] = 8 / 255  # channel 0 is blue where pictures go in as BGR
-    bias = np.array([-4, 0, -4, 2, 4], np.float32)
-    nodes = [
-        helper.make_node("ReduceMean", ["in"], ["mean"], axes=[1, 2], keepdims=0),
-        helper.make_node("Gemm", ["mean", "w", "b"], ["logits"]),
-        helper.make_node("Sigmoid", ["logits"], ["out"]),
-    ]
-    graph = helper.make_graph(
-        nodes, "tiny",
-        [helper.make_tensor_value_info("in", TensorProto.FLOAT, ["n", 8, 8, 3])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 5])],
-        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias, "b")],
-    )  # fmt: skip
-    folder = tmp_path / "wd-tiny"
-    folder.mkdir()
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "model.onnx"
-    )
-    (folder / "selected_tags.csv").write_text(TAGS)
-    return folder
+    tiny_captioners.tagger(tmp_path / "wd-tiny")
+    return tmp_path / "wd-tiny"
 
 
 def sigmoid(x: float) -> float:
@@ -339,13 +312,13 @@ def test_thresholds_by_category():
 
 def test_what_a_tagger_lacks_is_named(tagger_folder, monkeypatch):
     tags = tagger_folder / "selected_tags.csv"
-    tags.write_text("\n".join(TAGS.splitlines()[:-1]))
+    tags.write_text("\n".join(tiny_captioners.TAGS.splitlines()[:-1]))
     with pytest.raises(AtelierError, match=r"5 scores, but selected_tags.csv names 4"):
         Tagger(tagger_folder, TaggerOptions())
     tags.write_text("id,tag\n1,a\n")
     with pytest.raises(AtelierError, match="no columns name and category"):
         read_tags(tags)
-    tags.write_text(TAGS)
+    tags.write_text(tiny_captioners.TAGS)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(AtelierError, match="pip install onnxruntime"):
         Tagger(tagger_folder, TaggerOptions())

@@ -172,14 +172,35 @@ def test_drawn_answers_follow_the_seed_and_leave_torchs_seed_alone(folders):
     assert torch.equal(state, torch.get_rng_state())
 
 
+class Watched:
+    """A processor that remembers the pictures it was given."""
+
+    def __init__(self, processor):
+        self.inner, self.seen = processor, []
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, images, **given):
+        self.seen += [picture for group in images for picture in group]
+        return self.inner(images=images, **given)
+
+
 def test_long_pictures_are_made_smaller(folders):
-    captioner = open_captioner(folders("qwen3_vl"), longest_side=28)
-    wide = Image.effect_noise((280, 140), 90).convert("RGB")
-    small = wide.resize((28, 14), Image.Resampling.LANCZOS)
-    same = Image.new("RGB", wide.size)
-    same.paste(wide)
-    assert captioner.caption([wide], [Ask(("the image",))]) == captioner.caption([small], [Ask(("the image",))])
-    assert wide.tobytes() == same.tobytes()
+    noise = np.random.default_rng(0).integers(0, 256, (140, 280, 3), dtype=np.uint8)
+    wide, low = Image.fromarray(noise), Image.fromarray(noise[:20, :28])
+    small = wide.copy()
+    small.thumbnail((28, 28), Image.Resampling.LANCZOS)
+    answers = {}
+    for longest, given in {28: [small, low], 0: [wide, low], 280: [wide, low]}.items():
+        captioner = open_captioner(folders("qwen3_vl"), longest_side=longest)
+        captioner.processor = Watched(captioner.processor)
+        answers[longest] = captioner.caption([wide, low], [Ask(("the image",))] * 2)
+        assert [p.size for p in captioner.processor.seen] == [p.size for p in given]
+        assert [p.tobytes() for p in captioner.processor.seen] == [p.tobytes() for p in given]
+    assert answers[28] == captioner.caption([small, low], [Ask(("the image",))] * 2)
+    assert answers[28][0] != answers[0][0] == answers[280][0]  # so the size of what is seen matters
+    assert wide.tobytes() == noise.tobytes()
 
 
 @pytest.mark.parametrize(

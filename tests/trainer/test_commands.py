@@ -34,7 +34,7 @@ def run(capsys, *words, code=0):
 def test_the_road(place, capsys):
     data, sheet = place / "data.json", place / "sheet.jpg"
     assert "9 of 9 pictures kept" in run(capsys, "load", place / "pictures", "--out", data)
-    limits = ("--min-side", 48, "--min-sharpness", 0.1, "--duplicate-distance", 0)
+    limits = ("--min-side", 48, "--min-sharpness", 0.05)
     said = run(capsys, "curate", data, "--out", data, "--sheet", sheet, *limits)
     assert "left out tiny.png: too small" in said
     assert "left out copy of the first.png: " in said

@@ -177,6 +177,57 @@ def git(folder: Path) -> None:
     _save(folder, config, T.GitProcessor(image_processor=images, tokenizer=words))
 
 
+def siglip(folder: Path) -> None:
+    """A model that compares pictures with words; no captioner."""
+    import torch
+    import transformers as T
+
+    torch.manual_seed(0)
+    words = tokenizer([], framed=True, model_max_length=64)
+    text = SMALL | {"vocab_size": len(words), "max_position_embeddings": 64} | ENDS
+    model = T.SiglipModel(T.SiglipConfig(text_config=text, vision_config=SEEN))
+    for parameter in model.parameters():  # as drawn, all texts are alike
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    images = T.SiglipImageProcessor(size={"height": 28, "width": 28})
+    T.SiglipProcessor(image_processor=images, tokenizer=words).save_pretrained(folder)
+
+
+TAGS = (
+    "tag_id,name,category,count\n1,blue_sky,0,9\n2,^_^,0,9\n3,reimu_(touhou),4,9\n4,general,9,9\n5,some_painter,1,9\n"
+)
+
+
+def tagger(folder: Path) -> None:
+    """Scores are 1 / (1 + exp(-logits)): of blue for the first tag, of red for the third, constants for the others."""
+    import numpy as np
+    import pytest
+
+    onnx = pytest.importorskip("onnx", reason="no onnx: taggers were not run; pip install onnx onnxruntime")
+    pytest.importorskip("onnxruntime", reason="no onnxruntime: taggers were not run")
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.zeros((3, 5), np.float32)
+    weights[0, 0] = weights[2, 2] = 8 / 255  # channel 0 is blue where pictures go in as BGR
+    bias = np.array([-4, 0, -4, 2, 4], np.float32)
+    nodes = [
+        helper.make_node("ReduceMean", ["in"], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("Gemm", ["mean", "w", "b"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["out"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "tiny",
+        [helper.make_tensor_value_info("in", TensorProto.FLOAT, ["n", 8, 8, 3])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 5])],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias, "b")],
+    )  # fmt: skip
+    folder.mkdir()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    (folder / "selected_tags.csv").write_text(TAGS)
+
+
 def _save(folder: Path, config, processor) -> None:
     import torch
     import transformers

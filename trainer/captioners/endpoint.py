@@ -56,10 +56,7 @@ class Endpoint:
     @property
     def settings(self) -> dict:
         """What changes an answer besides what is asked."""
-        names = {"max_tokens", "temperature", "longest_side"} | (
-            {"seed", "top_p"} if self.options.temperature else set()
-        )
-        return self.options.model_dump(include=names)
+        return self.options.settings
 
     def caption(self, pictures: Sequence[Image.Image], asks: Sequence[Ask]) -> list[str]:
         """Answer the last turn asked about each picture, some requests at a time.

@@ -6,7 +6,7 @@ one must stand out can be fitted to pictures whose entry is known.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,19 +159,39 @@ class Interrogator:
     @torch.inference_mode()
     def _entries(self, axis: Axis) -> Tensor:
         """[K, D]: the mean direction of an entry's phrases in every template (Radford et al. 2021, section 3.1.4)."""
-        # SigLIP was trained on texts of 64 tokens whatever their length, CLIP on masked ones.
-        padding = "max_length" if self.model.config.model_type.startswith("siglip") else True
         rows = []
         for phrases in axis.entries.values():
             texts = [template.replace("{}", phrase) for template in axis.templates for phrase in phrases]
-            batch = self.processor(text=texts, padding=padding, truncation=True, return_tensors="pt").to(self.device)
-            rows.append(_unit(self.model.get_text_features(**batch)).mean(0))
+            rows.append(_directions(self.model, self.processor, texts, self.device).mean(0))
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
 
-def _open(folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoModel, AutoProcessor
+class Likeness:
+    """How like a picture a phrase is, by a CLIP or SigLIP model: the cosine of their directions."""
 
+    def __init__(self, folder: Path, device: torch.device):
+        """Open a model folder; raises AtelierError if it holds no model that compares pictures with words."""
+        self.device = device
+        self.model, self.processor = _open(Path(folder))
+        self.model.to(device)
+        self._words: dict[str, Tensor] = {}
+
+    @torch.inference_mode()
+    def to(self, picture: Image.Image) -> Callable[[str], float]:
+        """The likeness to one picture, in [-1, 1], of any phrase."""
+        batch = self.processor(images=[picture], return_tensors="pt").to(self.device)
+        seen = _unit(self.model.get_image_features(**batch))[0]
+        return lambda phrase: float(self._direction(phrase) @ seen)
+
+    @torch.inference_mode()
+    def _direction(self, phrase: str) -> Tensor:
+        if phrase not in self._words:
+            self._words[phrase] = _directions(self.model, self.processor, [f"a picture of {phrase}"], self.device)[0]
+        return self._words[phrase]
+
+
+def check_clip(folder: Path) -> None:
+    """Raise AtelierError if a folder holds no CLIP or SigLIP model, from its small files only."""
     config = folder / "config.json"
     if not config.is_file():
         raise AtelierError(f"{folder} has no config.json. Give a folder of a CLIP or SigLIP model.")
@@ -180,9 +200,23 @@ def _open(folder: Path) -> tuple[Any, Any]:
         raise AtelierError(f"{folder.name} is a {kind or 'model without a type'}. Give a CLIP or SigLIP model.")
     if not any(folder.glob("*.safetensors")):
         raise AtelierError(f"{folder} has no .safetensors file; pickled weights are not opened. Get the safetensors.")
+
+
+def _open(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoProcessor
+
+    check_clip(folder)
     offline = {"local_files_only": True, "trust_remote_code": False}
     model = AutoModel.from_pretrained(folder, use_safetensors=True, **offline)
     return model.eval(), AutoProcessor.from_pretrained(folder, **offline)
+
+
+def _directions(model: Any, processor: Any, texts: list[str], device: torch.device) -> Tensor:
+    """[N, D] float32, unit length, of N texts."""
+    # SigLIP was trained on texts of 64 tokens whatever their length, CLIP on masked ones.
+    padding = "max_length" if model.config.model_type.startswith("siglip") else True
+    batch = processor(text=texts, padding=padding, truncation=True, return_tensors="pt").to(device)
+    return _unit(model.get_text_features(**batch))
 
 
 def _unit(features: Any) -> Tensor:

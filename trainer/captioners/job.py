@@ -5,20 +5,23 @@ made again, and at most the batch under way is lost. A row that a person caption
 before a batch is asked and once more before it is kept. A preview is the same job over one picture.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from PIL import Image
 
 from ...core.dataset.folder import open_picture
+from ...core.dataset.replay import replay
 from ...core.errors import AtelierError
 from ...core.files import digest_of
 from .ledger import Ledger, Made
 from .options import AskOptions
 from .prompts import Ask, Item, check_template, fill, split_turns
+
+EXAMPLES = 8  # captions that a summary shows
 
 
 class Captioner(Protocol):
@@ -55,6 +58,37 @@ class Progress:
     failed: tuple[Failed, ...] = ()
     locked: int = 0  # items with a human's caption, so far
     known: int = 0  # items captioned the same way before, so far
+
+
+@dataclass
+class Tally:
+    """What a job did so far, for a person."""
+
+    made: int = 0
+    known: int = 0
+    locked: int = 0
+    failed: list[Failed] = field(default_factory=list)
+    examples: list[Made] = field(default_factory=list)
+
+    def add(self, step: Progress) -> None:
+        """Count one more batch."""
+        self.made += len(step.made)
+        self.known, self.locked = step.known, step.locked
+        self.failed += step.failed
+        self.examples += step.made[: EXAMPLES - len(self.examples)]
+
+    def lines(self, captioner: str, names: Mapping[str, str]) -> list[str]:
+        """A summary, what failed, and examples.
+
+        names  what a person knows a row by
+        """
+        told = [f"{self.made} captions by {captioner}"]
+        told += [f"{self.known} were there already"] * bool(self.known)
+        told += [f"{self.locked} left alone, a person captioned them"] * bool(self.locked)
+        told += [f"{len(self.failed)} failed"] * bool(self.failed)
+        failed = [f"failed {names.get(one.row, one.row)}: {one.reason}" for one in self.failed]
+        examples = [f"{names.get(one.row, one.row)}: {one.text}" for one in self.examples]
+        return [", ".join(told), *failed, *examples]
 
 
 class _Task(NamedTuple):
@@ -176,11 +210,16 @@ class _Run:
         return _Task(item, ask, digest_of(item.digest, ask.turns, ask.system, around, self.captioner.settings))
 
 
+def open_item(item: Item) -> Image.Image:
+    """Open an item's picture as it is seen: RGB, cut and worked on as its row says; raises AtelierError that names it."""
+    return replay(open_picture(item.file), item.crop, item.ops)
+
+
 def _read(tasks: list[_Task], failed: list[Failed]) -> _Batch:
     opened, pictures, broken = [], [], list(failed)
     for task in tasks:
         try:
-            pictures.append(open_picture(task.item.file))
+            pictures.append(open_item(task.item))
             opened.append(task)
         except AtelierError as error:
             broken.append(Failed(task.item.id, str(error)))

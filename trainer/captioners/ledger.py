@@ -6,18 +6,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ...core.errors import AtelierError
 from ...core.files import append_line
 
 
 @dataclass(frozen=True)
 class Made:
-    """A caption that a model made: of which row, by which model, asked what (as a hash), with which seed."""
+    """A caption that a model made: of which row, by which model, asked what (as a hash), with which seed and score."""
 
     row: str
     text: str
     model: str
     prompt_hash: str
     seed: int = 0
+    score: float | None = None
+
+
+def check_author(name: str) -> None:
+    """Raise AtelierError for a name that a model's captions cannot have."""
+    if name.strip() in ("", "human"):
+        raise AtelierError(f"The name of the captions is {name!r}. Give a name that is no person's, such as fused.")
 
 
 class Ledger(Protocol):

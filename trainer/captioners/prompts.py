@@ -15,8 +15,8 @@ _FIELD = re.compile(r"\{(\w+)(?::([^{}]*))?\}")
 class Item:
     """A picture to caption and the words that are known about it.
 
-    `captions` are texts by the name of their author, for {caption:name}. `digest` is of the picture's bytes, where the
-    id does not follow from them.
+    `captions` are texts by the name of their author, for {caption:name}. `digest` is of the picture as it is seen, where
+    the id does not follow from it; `crop` and `ops` are done when it is opened.
     """
 
     id: str
@@ -25,6 +25,8 @@ class Item:
     tags: str = ""
     style: str = ""
     captions: Mapping[str, str] = field(default_factory=dict)
+    crop: tuple[int, ...] | None = None
+    ops: tuple[Mapping[str, object], ...] = ()
 
 
 def check_template(text: str, answer: bool = False) -> None:

@@ -57,7 +57,7 @@ class Tagger:
     @property
     def settings(self) -> dict:
         """What changes the tags."""
-        return self.options.model_dump()
+        return self.options.settings
 
     def scores(self, pictures: Sequence[Image.Image]) -> list[tuple[Tag, ...]]:
         """Every tag of each picture above 0.05, likeliest first."""

@@ -44,7 +44,7 @@ class VisionCaptioner:
     @property
     def settings(self) -> dict:
         """What changes an answer besides what is asked."""
-        return self.options.model_dump(exclude=set() if self.options.temperature else {"seed", "top_p"})
+        return self.options.settings
 
     def caption(self, pictures: Sequence[Image.Image], asks: Sequence[Ask]) -> list[str]:
         """Answer the last turn asked about each picture.

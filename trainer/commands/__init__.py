@@ -2,7 +2,9 @@
 
 from . import (
     analysis,
+    arranging,
     block_weights,
+    captions,
     checkpoints,
     dataset,
     demo,
@@ -19,6 +21,8 @@ from . import (
 
 COMMANDS = {
     **dataset.COMMANDS,
+    **arranging.COMMANDS,
+    **captions.COMMANDS,
     **train.COMMANDS,
     **pictures.COMMANDS,
     **lora.COMMANDS,

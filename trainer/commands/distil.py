@@ -18,7 +18,7 @@ from ..models import shape_in
 from ..run import Run
 from ..session import Extras
 from ..world import World, local_device
-from .dataset import open_dataset
+from .dataset import record_at
 from .train import Given, add_model, device_of, model_files, train_folder
 
 
@@ -63,7 +63,7 @@ def run_distil(args) -> Iterator[str]:
     sources = digest_of("distil", [[digest(path), weight] for path, weight in named], args.blocks)
     cache = Cache(args.cache or args.run.parent / "cache")
     given = Taught(
-        open_dataset(args.dataset), files, args.run, options, cache, device, lesson=lesson, sources=sources
+        record_at(args.dataset), files, args.run, options, cache, device, lesson=lesson, sources=sources
     )  # fmt: skip
     run = Run(args.run, args.run.name)
     try:

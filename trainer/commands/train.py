@@ -27,7 +27,7 @@ from ..report import run_curves
 from ..run import Run, open_run
 from ..session import Extras, Session, check_options
 from ..world import World, join, leave, local_device
-from .dataset import open_dataset
+from .dataset import record_at
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -87,8 +87,8 @@ def run_train(args) -> Iterator[str]:
     options = read_options(TrainOptions, args, args.config)
     files = model_files(args)
     given = Given(
-        open_dataset(args.dataset), files, args.run, options, Cache(args.cache or args.run.parent / "cache"),
-        local_device(device_of(args)), args.layout, open_dataset(args.regularisation) if args.regularisation else None,
+        record_at(args.dataset), files, args.run, options, Cache(args.cache or args.run.parent / "cache"),
+        local_device(device_of(args)), args.layout, record_at(args.regularisation) if args.regularisation else None,
         *(read_lora(path) if path else None for path in (args.start_from, args.training_adapter)),
         weights=args.weights, shard=args.shard,
     )  # fmt: skip
@@ -226,7 +226,7 @@ def run_encode(args) -> Iterator[str]:
     from ..cli import read_options
 
     cache, encoder = Cache(args.cache), FileEncoder(model_files(args), device_of(args))
-    items = list(encode(open_dataset(args.dataset), encoder, read_options(DataOptions, args), cache))
+    items = list(encode(record_at(args.dataset), encoder, read_options(DataOptions, args), cache))
     made = sum(item.made for item in items)
     yield f"{args.cache}: {len(items)} pictures, {made} encoded now, {len(items) - made} were there"
 

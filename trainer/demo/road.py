@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from ...core.dataset.captions import fill_captions
 from ...core.dataset.contact_sheet import contact_sheet
-from ...core.dataset.curate import CurateOptions, curate
+from ...core.dataset.curate import CurateOptions, curate, ended
 from ...core.dataset.folder import load_folder, open_picture
+from ...core.dataset.opening import open_dataset
 from ...core.dataset.record import Dataset
+from ...core.dataset.templates import fill_captions
 from ...core.evaluation.grid import picture_grid
 from ...core.evaluation.style_figure import describe, describe_files, style_position
 from ...core.files import write_json
@@ -77,14 +78,15 @@ class Road:
 
     def curate(self) -> Iterator[str]:
         folder = self.own or pictures.write_photographs(self.out / "photographs")
-        dataset = curate(load_folder(folder), CurateOptions())
-        self.page.section("Curate", dataset.summary())
-        self.page.picture(contact_sheet(dataset), "Green frames stay; red frames are left out, with the reason.")
+        view = ended(curate(ended(open_dataset(folder, self.out / "dataset")), CurateOptions()))
+        dataset = view.dataset()
+        self.page.section("Curate", view.summary())
+        self.page.picture(contact_sheet(view), "Green frames stay; red frames are left out, with the reason.")
         rejected = {r.path: r.rejected.reason for r in dataset.rows if r.rejected}
         self.page.table(rejected | {s.path: f"unreadable: {s.reason}" for s in dataset.skipped})
         if self.own:
-            self.style = fill_captions(dataset, "a picture of {name}")
-        yield dataset.summary()
+            self.style = fill_captions(view, "a picture of {name}").dataset()
+        yield view.summary()
 
     def learn(self) -> Iterator[str]:
         self.page.section("Train", "Two LoRAs on nano-flux: the style, and a second one to merge with it.")

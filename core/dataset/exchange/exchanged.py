@@ -7,8 +7,8 @@ their sources never written to. A file that is there with another text is only o
 import codecs
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from ...errors import AtelierError
@@ -46,12 +46,16 @@ class Target:
     pictures  the folder that the rows' paths are relative to; may be the same
     replace   whether captions that are there may be overwritten
     trigger   the word that ai-toolkit is to write as [trigger]
+    draw      draws the picture of a row's path into a file where it is not one that lies on disk; whether it did
+    sources   by a row's path: that of its file, where it is another one
     """
 
     folder: Path
     pictures: Path
     replace: bool = False
     trigger: str = ""
+    draw: Callable[[str, Path], bool] | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_rows(rows: Sequence[Exchanged]) -> None:
@@ -91,9 +95,12 @@ def place_pictures(rows: Iterable[Exchanged], target: Target, place: Callable[[E
     Raises AtelierError if a picture is missing, or another one is in its place.
     """
     for row in rows:
-        source, goal = Path(target.pictures) / row.path, Path(target.folder) / place(row)
+        source = Path(target.pictures) / target.sources.get(row.path, row.path)
+        goal = Path(target.folder) / place(row)
         if not source.is_file():
             raise AtelierError(f"There is no picture {source}. Load the dataset again.")
+        if target.draw and _drawn(target.draw, row.path, goal):
+            continue
         if goal.exists() and (goal.samefile(source) or goal.read_bytes() == source.read_bytes()):
             continue
         if goal.exists():
@@ -103,6 +110,21 @@ def place_pictures(rows: Iterable[Exchanged], target: Target, place: Callable[[E
             os.link(source, goal)
         except OSError:  # another disk, or a file system without links
             write_whole(goal, lambda part, source=source: shutil.copyfile(source, part))
+
+
+def _drawn(draw: Callable[[str, Path], bool], path: str, goal: Path) -> bool:
+    """Draw a picture beside its place, then put it there; one that is there and equal stays."""
+    part = goal.with_name(f".drawn{goal.suffix}")
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if not draw(path, part):
+            return False
+        if goal.exists() and goal.read_bytes() != part.read_bytes():
+            raise AtelierError(f"{goal} is another picture. Export into an empty folder.")
+        os.replace(part, goal)
+        return True
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_new(path: Path, text: str, target: Target) -> None:

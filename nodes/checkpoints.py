@@ -56,7 +56,7 @@ def checkpoint_input(name: str, tooltip: str, *first: str):
 def saved(made: Extracted, name: str) -> io.NodeOutput:
     path = save_lora(name, made.lora)
     text = f"{path}\n{made.report()}"
-    return io.NodeOutput(to_wire(made.lora), host.lora_name_of(path), text, ui=ui.PreviewText(text))
+    return io.NodeOutput(to_wire(made.lora, path.name), host.lora_name_of(path), text, ui=ui.PreviewText(text))
 
 
 def told_of(lora_file: str | None, layers: str | None) -> bool | str:

@@ -93,7 +93,7 @@ class DistilLoras(io.ComfyNode):
                 model, clip, vae, dataset.dataset(), lesson=lesson, digest=digest_of("distil", digests, blocks)
             )
             lora, run = DistilJob(sources, name, chosen, cls.hidden.unique_id).run()
-            tensors = to_wire(replace(lora, metadata=lesson.header(lora.metadata, chosen)))
+            tensors = to_wire(replace(lora, metadata=lesson.header(lora.metadata, chosen)), name.strip())
         errors = errors_of(run, chosen.result)
         text = f"{run.lora_file}\n{errors.line() if errors else 'nothing is measured yet'}"
         return io.NodeOutput(tensors, run, host.lora_name_of(host.lora_file(name)), ui=ui.PreviewText(text))

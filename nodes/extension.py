@@ -54,7 +54,16 @@ class FluxAtelier(ComfyExtension):
             registry,
             lora_grid,
         )
-        shelves = (nano, *dataset_shelves, *caption_shelves, *training_shelves, *lora_shelves, evaluation, style, frames)
+        shelves = (
+            nano,
+            *dataset_shelves,
+            *caption_shelves,
+            *training_shelves,
+            *lora_shelves,
+            evaluation,
+            style,
+            frames,
+        )
         return [node for shelf in shelves for node in shelf.NODES]
 
 

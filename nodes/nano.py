@@ -91,7 +91,7 @@ class PracticeLoras(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         with torch.inference_mode(False):
-            painted, diamond = (LoraTensors(*read_tensors(p)) for p in (nano_files.PAINTED, nano_files.DIAMOND))
+            painted, diamond = (LoraTensors(*read_tensors(p), p.stem) for p in (nano_files.PAINTED, nano_files.DIAMOND))
         return io.NodeOutput(painted, diamond)
 
 

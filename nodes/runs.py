@@ -80,7 +80,7 @@ class AverageStates(io.ComfyNode):
 
         with torch.inference_mode(False):
             lora = average_states(run, last)
-            path, tensors = save_lora(name, lora), to_wire(lora)
+            path, tensors = save_lora(name, lora), to_wire(lora, name.strip())
         text = f"{path}\n{lora.metadata['flux_atelier.recipe']}"
         return io.NodeOutput(tensors, host.lora_name_of(path), ui=ui.PreviewText(text))
 

@@ -123,8 +123,10 @@ def sharpness(grey: np.ndarray) -> dict[str, float]:
     telling = before >= max(2 * ROUNDING, 0.25 * float(np.quantile(before, 0.95)))
     detail = float((before[telling] - ROUNDING).sum())
     left = float(after[telling].sum()) / detail if detail > 0 else 1.0
+    # What is hardly more than rounding tells little: a strongly blurred picture has nothing else.
+    sure = detail / (detail + ROUNDING * int(telling.sum())) if detail > 0 else 0.0
     return {
-        "sharpness": max(0.0, 1 - float(np.sqrt(left))),
+        "sharpness": sure * max(0.0, 1 - float(np.sqrt(left))),
         "sharp_global": float(edges.std()),
         "sharp_tile": float(np.sqrt(np.quantile(before, 0.9))),
     }

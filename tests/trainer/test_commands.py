@@ -144,7 +144,7 @@ def test_settings_averages_and_a_fresh_start_from_a_lora(place, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["load", "nowhere"], "There is no folder"),
+        (["load", "nowhere"], "There is nothing at"),
         (["train", "nowhere.json"], "There is no folder"),
         (["inspect", "nowhere.safetensors"], "There is no file"),
         (["merge", "a.safetensors=much", "--out", "x"], "no number"),

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io, ui
 
+from ..core.counting import counted
 from ..core.dataset.augment import AugmentOptions, mirror_warnings, variants
 from ..core.dataset.balance import BalanceOptions, balance
 from ..core.dataset.curate import duplicates
@@ -43,13 +44,13 @@ class SplitDataset(io.ComfyNode):
     @classmethod
     def execute(cls, dataset: View, copies_together: bool, **options) -> io.NodeOutput:
         chosen = parse(SplitOptions, nest(SplitOptions, options), "Split Dataset")
-        rows, groups = dataset.rows(), ()
+        rows, groups = [row for row in dataset.rows() if row.decision != "reject"], ()
         if copies_together:
             found = finish(duplicates(dataset, rows, False), cls.hidden.unique_id, len(rows))
             groups = [(group.kept, *group.left_out) for group in found]
         view = split_view(dataset, chosen, groups)
-        splits = {row.id: row.split for row in view.rows()}
-        parts = [view.only(own for own in view.ids if splits[own] == name) for name in SPLITS]
+        splits = {row.id: row.split for row in view.rows() if row.decision != "reject"}
+        parts = [view.only(own for own in view.ids if splits.get(own) == name) for name in SPLITS]
         lines = [", ".join(f"{len(part)} {name}" for part, name in zip(parts, SPLITS, strict=True))]
         lines += [f"{len(groups)} groups of copies stay together"] if groups else []
         table = split_table(rows, splits, chosen.by)
@@ -78,7 +79,10 @@ class AugmentDataset(io.ComfyNode):
         chosen = parse(AugmentOptions, nest(AugmentOptions, options), "Augment Dataset")
         rows = dataset.rows()
         view = dataset.with_variants(variants(rows, chosen))
-        summary = f"{len(view) - len(dataset)} copies of {len(dataset)} pictures"
+        made = len(view) - len(dataset)
+        summary = f"{counted(made, 'copy', 'copies')} of {counted(len(dataset), 'picture')}"
+        if made < chosen.copies * len(dataset):
+            summary += "; none is made that would equal another, or of pictures outside training"
         paths = {row.id: row.path for row in rows}
         lines = [summary]
         for warning in mirror_warnings(rows, chosen):
@@ -110,9 +114,12 @@ class BalanceDataset(io.ComfyNode):
     @classmethod
     def execute(cls, dataset: View, by: str, **options) -> io.NodeOutput:
         chosen = parse(BalanceOptions, nest(BalanceOptions, options), "Balance Dataset")
-        found = balance(dataset.rows(), by.strip(), chosen)
+        rows = [row for row in dataset.rows() if row.decision != "reject"]
+        found = balance(rows, by.strip(), chosen)
         view = dataset.lay({own: {"repeats": times} for own, times in found.repeats.items()})
-        summary = f"{sum(found.repeats.values())} pictures an epoch out of {len(dataset)}"
+        trained = [row.id for row in rows if row.split == "train"]
+        shown = sum(found.repeats[own] for own in trained)
+        summary = f"{counted(shown, 'picture')} an epoch out of {len(trained)} to train on"
         lines = [summary, *(f"{group.name or 'others'}: {group.reason}" for group in found.groups)]
         return io.NodeOutput(view, summary, ui=ui.PreviewText("\n".join(lines[:MOST_LINES])))
 

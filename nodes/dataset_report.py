@@ -12,6 +12,7 @@ from ..core.dataset.store import Store
 from ..core.dataset.view import View
 from ..core.evaluation.dataset_page import write_page
 from ..core.evaluation.dataset_plots import overview
+from ..core.files import digest_of
 from ..core.images import to_image
 from ..core.options import nest, parse
 from . import host, types
@@ -57,8 +58,13 @@ class DatasetReport(io.ComfyNode):
             faults = store.faults()
         found = Found(groups=groups, faults=faults, captions=dataset.captions)
         folder = dataset.store.parent
+        host.check_cancel()
         figures = report(rows, folder / THUMBS, chosen, found)
-        page = write_page(figures, host.output_folder("flux_atelier", "reports", f"{folder.name}.html"), folder.name)
+        page = write_page(
+            figures,
+            host.output_folder("flux_atelier", "reports", f"{folder.name}-{digest_of(dataset.ids, size=4)}.html"),
+            folder.name,
+        )
         text = "\n".join([*figures.lines(), f"All on one page: {page}"])
         image = to_image(overview(figures))
         return io.NodeOutput(image, text, str(page), ui=with_text([image], text, cls))

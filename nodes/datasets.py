@@ -10,10 +10,10 @@ from ..core.dataset.curate import CurateOptions, curate
 from ..core.dataset.expression import check_syntax
 from ..core.dataset.opening import STORE, edits, hold_out, listing, open_dataset, store_name
 from ..core.dataset.scan import Progress
+from ..core.dataset.selection import select
 from ..core.dataset.templates import fill_captions, write_sidecars
 from ..core.dataset.unpack import STYLES, Take
 from ..core.dataset.view import View
-from ..core.errors import AtelierError
 from ..core.images import to_image
 from ..core.options import nest, parse
 from . import host, types
@@ -66,6 +66,7 @@ class LoadDataset(io.ComfyNode):
         view = hold_out(view, validation)
         record = view.dataset()
         lines = [view.summary(), *(f"skipped {s.path}: {s.reason}" for s in record.skipped)]
+        lines += [f"{row.path}: {note}" for row in view.rows() for note in row.notes if "caption" in note.lower()]
         return io.NodeOutput(view, view.summary(), ui=ui.PreviewText("\n".join(lines)))
 
 
@@ -193,11 +194,7 @@ class FilterDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: View, expression: str, order: str, most: int) -> io.NodeOutput:
-        found = dataset.filter(expression)
-        found = found.sort(order.strip()) if order.strip() else found
-        found = found.only(found.ids[:most]) if most else found
-        if not found.ids:
-            raise AtelierError(f"The filter {expression!r} selects none of {len(dataset)} pictures. Loosen it.")
+        found = select(dataset, expression, order.strip(), most)
         mine = set(found.ids)
         others = dataset.only(own for own in dataset.ids if own not in mine)
         summary = f"{len(found)} of {len(dataset)} pictures selected"

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io, ui
 
+from ..core.counting import counted
 from ..core.dataset.exchange.exchanged import Target
 from ..core.dataset.exchange.formats import FORMATS, import_rows
 from ..core.dataset.opening import edits, listing
@@ -77,22 +78,22 @@ class ExportDataset(io.ComfyNode):
                 io.Combo.Input("format", options=list(FORMATS), default="kohya", tooltip="How it is written."),
                 io.String.Input("name", default="my-dataset", tooltip="Folder below output/exported; an empty one, or the same again."),
                 io.String.Input("trigger", default="", tooltip="The word that ai-toolkit is to have as [trigger]."),
-                io.Boolean.Input("replace", default=False, tooltip="Overwrite captions of an earlier export."),
+                io.Boolean.Input("replace", default=False, tooltip="Let this export take the place of an earlier one of that name."),
             ],
             outputs=[io.String.Output(display_name="folder"), io.String.Output(display_name="summary")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def validate_inputs(cls, name):
-        return host.told(lambda text: host.inside(host.output_folder("exported"), text.strip()), name)
+        return host.told(lambda text: host.named(host.output_folder("exported"), text), name)
 
     @classmethod
     def execute(cls, dataset: View, format: str, name: str, trigger: str, replace: bool) -> io.NodeOutput:
-        folder = host.inside(host.output_folder("exported"), name.strip())
-        less = export_view(dataset, format, Target(folder, folder, replace, trigger))
-        lines = [f"{len(dataset)} pictures written to {folder} for {format}"]
-        if less:
-            lines.append(f"{less} of them hold more than {format} has words for; it is kept for importing them again")
+        folder = host.named(host.output_folder("exported"), name)
+        progress = host.Progress(max(1, len(dataset)), cls.hidden.unique_id)
+        done = export_view(dataset, format, Target(folder, folder, replace, trigger), progress.at)
+        lines = [f"{counted(done.pictures, 'picture')} written to {folder} for {format}", *done.lines(format)]
         return io.NodeOutput(str(folder), lines[0], ui=ui.PreviewText("\n".join(lines)))
 
 
@@ -119,9 +120,14 @@ class DatasetToImages(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: View, first: int, most: int, limit: float) -> io.NodeOutput:
-        found = pictures_of(dataset)[first : first + most if most else None]
+        kept = pictures_of(dataset)
+        found = kept[first : first + most if most else None]
+        if not kept:
+            raise AtelierError(
+                f"None of {counted(len(dataset), 'picture')} is kept. Loosen the curation, or keep some."
+            )
         if not found:
-            raise AtelierError(f"There is no picture from the {first + 1}th on. Take fewer away, or start earlier.")
+            raise AtelierError(f"There are {counted(len(kept), 'picture')}, and first is {first}. Start earlier.")
         chosen = dataset.only(row.id for row, _ in found)
         needed = estimate_bytes(chosen) / GIB
         if needed > limit:
@@ -160,7 +166,7 @@ class ImagesToDataset(io.ComfyNode):
     def execute(cls, images: list[torch.Tensor], name: list[str], texts: list[str] | None = None) -> io.NodeOutput:
         pictures = [picture for batch in images for picture in batch]
         said = spread(texts or [], len(pictures))
-        folder = host.inside(host.output_folder("flux_atelier", "pictures"), name[0].strip())
+        folder = host.named(host.output_folder("flux_atelier", "pictures"), name[0])
         node_id = cls.hidden.unique_id[0] if isinstance(cls.hidden.unique_id, list) else cls.hidden.unique_id
         progress = host.Progress(len(pictures), node_id)
         written = set()

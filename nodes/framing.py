@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io, ui
 
+from ..core.counting import counted
 from ..core.dataset.bucket_report import report_buckets
 from ..core.dataset.contact_sheet import contact_sheet
 from ..core.dataset.crop import CropOptions
@@ -83,18 +84,19 @@ class BoxesToDataset(io.ComfyNode):
         for row, group in zip(rows, found, strict=True):
             others = [box for box in row.boxes or () if str(box["label"]).lower() not in labels]
             laid[row.id] = {"boxes": (*others, *group)}
-        summary = f"{sum(map(len, found))} boxes on {len(rows)} pictures"
+        summary = f"{counted(sum(map(len, found)), 'box', 'boxes')} on {counted(len(rows), 'picture')}"
         return io.NodeOutput(view.lay(laid), summary, ui=ui.PreviewText(summary))
 
 
 def boxes_of(values: list, sizes: list[tuple[int, int]], label: str) -> list[list]:
     """Boxes of each picture: a value a picture, or one value that holds all pictures'."""
-    if len(values) == 1 and len(sizes) != 1:
-        return read_boxes(values[0], sizes, label)
-    if len(values) != len(sizes):
+    held = values[0] if len(values) == 1 and len(sizes) != 1 and isinstance(values[0], list) else values
+    if len(held) != len(sizes):
         raise AtelierError(
-            f"There are boxes for {len(values)} pictures, but {len(sizes)} pictures. Detect on the same pictures."
+            f"There are boxes for {counted(len(held), 'picture')}, but {counted(len(sizes), 'picture')}. "
+            "Detect on the images of Dataset to Images, all of them."
         )
+    values = held
     return [read_boxes(value, [size], label)[0] for value, size in zip(values, sizes, strict=True)]
 
 

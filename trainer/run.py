@@ -126,14 +126,14 @@ def _refuse_changes(run: Run, options: TrainOptions, facts: dict, before: dict) 
             "Set it back to go on, or choose another name to start anew."
         )
     labels = {
-        "dataset": "pictures or captions",
-        "model": "base model",
-        "begin": "LoRA to go on from or to lie under it",
+        "dataset": "other pictures or captions",
+        "model": "another base model",
+        "begin": "another LoRA to go on from or to lie under it",
     }
     for what, label in labels.items():
         if before.get(what, "") != facts[what]:
             raise AtelierError(
-                f"The run folder {run.folder} was started with another {label}. "
+                f"The run folder {run.folder} was started with {label}. "
                 "Bring the old one back to go on, or choose another name to start anew."
             )
 

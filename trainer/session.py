@@ -115,7 +115,9 @@ class Session:
         optimizer = optimizers.make_optimizer(adapter.groups(tree, chosen), options.optimizer)
         training = [s for s in samples if s.split in ("train", "regularisation")]
         if all(s.split == "regularisation" for s in training):
-            training = samples
+            raise AtelierError(
+                f"None of the {len(samples)} pictures is left to train on: all are set aside. Lower validation, or add pictures."
+            )
         device = parameters[0].device
         session = cls(
             tree, parameters, optimizer, training, cache, options, run, device, empty_text,

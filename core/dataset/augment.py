@@ -7,38 +7,19 @@ words are told (English only), and the captions mended.
 
 import math
 import random
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
 
 from ..files import digest_of
 from ..options import Options
+from .mirroring import MIRRORED, side_words, writing_words
 from .replay import Size, replay_boxes, replayed_size
 from .stored import StoredRow
 
 SLACK = 0.5  # pixels by which a box may seem cut through rounding
-# What stands beside left and right where they are no sides, whichever of the two it is, so that swapping twice is no change:
-# "has left", "right angle"; "right behind", unless it is "to the right behind".
-NO_SIDE_AFTER = re.compile(r"\b(?:all|has|have|had|having|been|being)[ \t-]+$", re.IGNORECASE)
-NO_SIDE_BEFORE = re.compile(
-    r"[ \t-]+(?:now|away|angle[sd]?|alone|blank|open|over|unfinished|untouched)\b", re.IGNORECASE
-)
-LOOSE_BEFORE = re.compile(r"[ \t-]+(?:next|in|at|above|below|behind|after|before)\b", re.IGNORECASE)
-SIDE_AFTER = re.compile(
-    r"\b(?:the|an?|on|to|at|from|towards?|far|near|upper|lower|top|bottom|cent(?:er|re)|mid|middle|his|her|their|its|my|your|our"
-    r"|facing|faces|looking|looks|turned|pointing|leaning|and|or)[ \t-]+$",
-    re.IGNORECASE,
-)
-SIDE = re.compile(r"\b(left|right)(?=(?:most|wards?|hand|handed|side|sided)?\b)", re.IGNORECASE)
-WRITING = re.compile(
-    r"\b(?:text|texts|writing|written|lettering|letters|words|inscriptions?|inscribed|logos?|watermarks?|watermarked|signatures?"
-    r"|signs?|signage|typography|calligraphy|subtitles?|speech bubbles?|license plates?|number plates?|reads|says)\b"
-    r"|[\"“][^\"“”]+[\"”]",
-    re.IGNORECASE,
-)
 
 
 class AugmentOptions(Options):
@@ -82,8 +63,8 @@ def variants(rows: Iterable[StoredRow], options: AugmentOptions) -> dict[str, li
     """Copies of pictures as recorded operations.
 
     rows  only readable pictures of the training split are copied, and no copies of copies are made
-    ->    by row id the values of each copy: ops, which begin with the row's own; captions and tags where left and right
-          change places. A copy that would be the same picture as another one is not made.
+    ->    by row id the values of each copy: ops, which begin with the row's own; and that left and right change places in
+          what is said of it, whoever says it and when. A copy that would be the same picture as another one is not made.
     """
     made = {}
     for row in rows:
@@ -102,7 +83,7 @@ def _copies(row: StoredRow, options: AugmentOptions) -> list[dict[str, Any]]:
         ops = own + _drawn(row, options, n, mirrored)
         if ops not in seen:
             seen.append(ops)
-            copies.append({"ops": ops, **(_mended(row) if mirrored and options.sides == "swap" else {})})
+            copies.append({"ops": ops} | ({MIRRORED: True} if mirrored and options.sides == "swap" else {}))
     return copies
 
 
@@ -167,37 +148,6 @@ def _window(
     return starts[0], starts[1], lengths[0], lengths[1]
 
 
-def mirror_text(text: str) -> str:
-    """Swap left and right in an English text; twice is no change.
-
-    ->  left alone where the words beside say it is no side: "all right", "right behind", "was left"
-    """
-    return SIDE.sub(lambda found: _swapped(found) if _is_side(found) else found.group(), text)
-
-
-def _is_side(found: re.Match) -> bool:
-    before, text, end = found.string[max(0, found.start() - 24) : found.start()], found.string, found.end()
-    if NO_SIDE_AFTER.search(before) or NO_SIDE_BEFORE.match(text, end):
-        return False
-    return bool(SIDE_AFTER.search(before)) or not LOOSE_BEFORE.match(text, end)
-
-
-def _swapped(found: re.Match) -> str:
-    word = found.group()
-    other = "right" if word.lower() == "left" else "left"
-    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
-
-
-def side_words(text: str) -> tuple[str, ...]:
-    """The words of a text that say left or right, in lower case, each once."""
-    return tuple(dict.fromkeys(found.group().lower() for found in SIDE.finditer(text) if _is_side(found)))
-
-
-def writing_words(text: str) -> tuple[str, ...]:
-    """The words of a text that tell of writing in the picture, and what stands in quotes, each once."""
-    return tuple(dict.fromkeys(found.group().lower() for found in WRITING.finditer(text)))
-
-
 def may_mirror(row: StoredRow, options: AugmentOptions) -> bool:
     """Whether copies of a row may be mirrored, by the options and by what is said of it."""
     if not options.flip or (options.keep_text and _said(row, writing_words)):
@@ -224,10 +174,3 @@ def mirror_warnings(rows: Iterable[StoredRow], options: AugmentOptions) -> list[
 def _said(row: StoredRow, words_of) -> tuple[str, ...]:
     texts = (*(caption.text for caption in row.captions), *row.tags)
     return tuple(dict.fromkeys(word for text in texts for word in words_of(text)))
-
-
-def _mended(row: StoredRow) -> dict[str, Any]:
-    """Captions and tags of a mirrored copy, where they differ from the picture's."""
-    captions = tuple(replace(caption, text=mirror_text(caption.text)) for caption in row.captions)
-    tags = tuple(map(mirror_text, row.tags))
-    return ({"captions": captions} if captions != row.captions else {}) | ({"tags": tags} if tags != row.tags else {})

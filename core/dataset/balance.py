@@ -110,7 +110,11 @@ def _weights(text: str, groups: Mapping[str, object]) -> dict[str, float]:
     for part in text.replace("\n", ",").split(","):
         if not part.strip():
             continue
-        name, _, value = (piece.strip() for piece in part.rpartition("="))
+        name, sign, value = (piece.strip() for piece in part.rpartition("="))
+        if not sign:
+            raise AtelierError(
+                f"The weights have {part.strip()!r} without a number. Write weights like cats=2, dogs=1."
+            )
         if name not in groups:
             near = get_close_matches(name, groups, 1)
             hint = f"Did you mean {near[0]}?" if near else "Write weights like cats=2, dogs=1."

@@ -265,8 +265,9 @@ def _twins(a: str, b: str) -> bool:
 def _fit(claims: list[Supported], plan: FusionPlan) -> Fusion:
     """Take claims by saliency while the text, counted whole each time, stays within the budget."""
     text, fitted = plan.prefix, []
+    there = {claim.key for claim in split_claims(plan.prefix)}
     for claim in claims:
-        fate = claim.fate
+        fate = "implied" if claim.key in there and claim.fate == "kept" else claim.fate
         if fate == "kept":
             longer = f"{text}, {claim.text}" if text else claim.text
             if plan.count(longer) <= plan.budget:

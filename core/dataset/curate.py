@@ -63,13 +63,16 @@ LINES = (
 def curate(view: View, options: CurateOptions) -> Generator[int, None, View]:
     """Leave out what is beyond the lines, and all copies but the best; nothing is written, no file is touched.
 
+    A picture that a person kept stays, whatever the lines say; one that a person rejected is no copy to stay for others.
+
     -> the number of thumbnails looked at, now and then; returns the view without what is left out
     """
-    rows = view.rows()
-    reasons = {row.id: reason for row in rows if (reason := fault(row, options))}
+    rows = [row for row in view.rows() if row.decision != "reject"]
+    wanted = {row.id for row in rows if row.decision == "keep"}
+    reasons = {row.id: reason for row in rows if row.id not in wanted and (reason := fault(row, options))}
     if options.duplicates != "off":
         groups = yield from duplicates(view, [r for r in rows if r.id not in reasons], options.duplicates == "robust")
-        reasons |= repeated(rows, groups)
+        reasons |= {own: reason for own, reason in repeated(rows, groups).items() if own not in wanted}
     return view.without(reasons, NAME)
 
 

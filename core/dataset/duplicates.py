@@ -46,13 +46,14 @@ class Looks:
 
 @dataclass(frozen=True)
 class Copy:
-    """What decides which copy is best: a human's caption, then pixels, then sharpness, then which came first."""
+    """What decides which copy is best: that a person kept it, a person's caption, pixels, sharpness, which came first."""
 
     id: str
     digest: str
     pixels: int
     sharpness: float = 0.0
     human: bool = False
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,9 @@ def find_duplicates(copies: Sequence[Copy], looks: Looks, robust: bool = False) 
         edges += robust_edges(looks, edges)
     groups = []
     for members in group_edges(len(copies), edges):
-        ranked = sorted((copies[i] for i in members), key=lambda c: (not c.human, -c.pixels, -c.sharpness))
+        ranked = sorted(
+            (copies[i] for i in members), key=lambda c: (not c.chosen, not c.human, -c.pixels, -c.sharpness)
+        )
         inside = set(members)
         why = tuple((copies[e.first].id, copies[e.second].id, e.why) for e in edges if e.first in inside)
         groups.append(Group(ranked[0].id, tuple(c.id for c in ranked[1:]), why))

@@ -14,7 +14,7 @@ from ..files import digest, digest_of
 from .record import Caption, Companion, Dataset, Row, Skipped
 
 log = logging.getLogger("flux_atelier")
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 SIDECARS = (".txt", ".caption")
 # name.mask.png beside name.jpg; the second spelling is OneTrainer's.
 COMPANIONS = {"mask": (".mask", "-masklabel"), "control": (".control", "-condlabel")}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..counting import counted
 from .buckets import make_buckets
 from .crop import Crop, CropOptions, choose_bucket, smart_crop
 from .faces import faces_among, find_faces, with_sharpness
@@ -52,7 +53,8 @@ def crop_view(
     resolution  of the training, for buckets
     ->          how many are done; returns the view, and what a person should know: a summary, then pictures by name
     """
-    rows = [row for row in view.rows() if row.crop is None]
+    whole = view.rows()
+    rows = [row for row in whole if row.crop is None and row.parent is None and row.decision != "reject"]
     target, crops = ASPECTS[aspect], {}
     buckets = make_buckets(resolution)
     for i, row in enumerate(rows, 1):
@@ -65,14 +67,20 @@ def crop_view(
             crops[row.id] = choice.crop, choice.told
         yield i
     laid = {own: {"crop": crop.box} for own, (crop, _) in crops.items() if crop.kept < 1}
-    return view.lay(laid), _lines(rows, crops, len(view) - len(rows))
+    return view.lay(laid), _lines(whole, rows, crops)
 
 
-def _lines(rows: Sequence[StoredRow], crops: dict[str, tuple[Crop, str]], stay: int) -> list[str]:
+def _lines(whole: Sequence[StoredRow], rows: Sequence[StoredRow], crops: dict[str, tuple[Crop, str]]) -> list[str]:
     lost = sum(1 - crop.kept for crop, _ in crops.values()) / max(1, len(crops))
     cut = sum(bool(crop.faces_cut) for crop, _ in crops.values())
-    lines = [f"{len(crops)} crops, {lost:.1%} of the pixels lost, faces cut on {cut}"]
-    lines += [f"{stay} crops that were there stay"] if stay else []
+    unseen = sum(row.boxes is None for row in rows)
+    lines = [f"{counted(len(crops), 'crop')}, {lost:.1%} of the pixels lost, faces cut on {cut}"]
+    if unseen:
+        lines.append(f"Nobody has looked for faces on {counted(unseen, 'picture')}: put Find Faces before this node.")
+    stay, made = sum(row.crop is not None for row in whole), sum(row.parent is not None for row in whole)
+    lines += [f"{counted(stay, 'crop')} from before this node {'stays' if stay == 1 else 'stay'}"] if stay else []
+    if made:
+        lines.append(f"{counted(made, 'augmented copy', 'augmented copies')} stay as they are: crop before augmenting.")
     return lines + [f"{row.path}: {crops[row.id][1]}" for row in rows if crops[row.id][1]]
 
 

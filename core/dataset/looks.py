@@ -23,7 +23,7 @@ def copies_of(rows: Sequence[StoredRow]) -> list[Copy]:
     return [
         Copy(
             row.id, row.digest, row.width * row.height, row.scores.get("sharpness", 0.0),
-            any(c.author == "human" for c in row.captions),
+            any(c.author == "human" for c in row.captions), row.decision == "keep",
         )
         for row in rows
     ]  # fmt: skip

@@ -370,11 +370,13 @@ class Stores:
 
 
 def seen(view: View, row: StoredRow, id: str) -> StoredRow:
-    """A stored row, or a variant of it, as a view sees it; what a person wrote or cropped stands before what is laid."""
+    """A stored row, or a variant of it, as a view sees it; what was written or cropped in the store shows on a row at once."""
     laid = view.overlay(row, id)
-    if any(caption.author == "human" for caption in row.captions):
+    if id != row.id:
+        return laid
+    if any(caption.author == "human" and caption.origin == "store" for caption in row.captions):
         laid = replace(laid, captions=row.captions)
-    return replace(laid, crop=row.crop) if row.crop and id == row.id else laid
+    return replace(laid, crop=row.crop) if row.crop else laid
 
 
 def words_of(scores: Iterable[str]) -> list[str]:

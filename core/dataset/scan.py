@@ -195,8 +195,9 @@ def _open(data: bytes, draft: int | None) -> Opened:
                 ImageOps.exif_transpose(picture, in_place=True)
                 return Opened(_rgb(picture), width, height, kind, notes)
     except DAMAGED as error:
-        what = "is damaged or cut short" if not isinstance(error, UnidentifiedImageError) else "is no picture"
-        raise AtelierError(f"The file {what} ({error}). Save it again.") from None
+        if isinstance(error, UnidentifiedImageError):
+            raise AtelierError(f"The file is {'empty' if not data else 'no picture'}. Save it again.") from None
+        raise AtelierError(f"The file is damaged or cut short ({error}). Save it again.") from None
 
 
 def _notes(picture: Image.Image) -> tuple[str, ...]:

@@ -224,10 +224,15 @@ def _styled(source: Source, take: Take) -> Source:
         return source
     items = source.items
     if take.style:
-        style = known_name(take.style, dict.fromkeys(p for i in items for p in i.path.split("/")[:-1]), "style")[1]
+        folders = dict.fromkeys(p for i in items for p in i.path.split("/")[:-1])
+        if not any(folder in STYLES for folder in folders):
+            raise AtelierError("There are no folders of styles, as WikiArt has them. Set style to all.")
+        style = known_name(take.style, folders, "style")[1]
         items = tuple(i for i in items if style in i.path.split("/")[:-1])
     if take.artist:
-        by = {i.path: PurePosixPath(i.path).name.split("_")[0] for i in items}
+        by = {i.path: PurePosixPath(i.path).name.partition("_")[0] for i in items if "_" in PurePosixPath(i.path).name}
+        if not by:
+            raise AtelierError("No file is called artist_title, as WikiArt's are. Leave artist empty.")
         artist = known_name(take.artist, dict.fromkeys(by.values()), "artist")[1]
-        items = tuple(i for i in items if by[i.path] == artist)
+        items = tuple(i for i in items if by.get(i.path) == artist)
     return Source(source.root, items)

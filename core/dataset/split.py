@@ -92,14 +92,14 @@ def split_rows(
 
 
 def split_view(view: View, options: SplitOptions, groups: Iterable[Sequence[str]] = ()) -> View:
-    """Lay splits on a view; who was split by these options before stays there, remembered in the store.
+    """Lay splits on a view's pictures that nobody rejected; who was split by these options before stays there, remembered in the store.
 
     groups  ids of pictures that belong together
     Raises AtelierError as split_rows does.
     """
     key = f"split {digest_of(options.model_dump(), size=8)}"
     with Store(view.store, made=False) as store:
-        rows = view.rows_in(store, view.ids)
+        rows = [row for row in view.rows_in(store, view.ids) if row.decision != "reject"]
         known = json.loads(store.meta(key) or "{}")
         splits = split_rows(rows, options, groups, known)
         # A picture that is not in this view today keeps its place for the day it comes back.

@@ -241,6 +241,8 @@ class Store:
     def _follow_files(self, db, own: str, from_files: Iterable[WrittenCaption], more: list[WrittenCaption]) -> None:
         old = self._captions(db, [own]).get(own, [])
         stay = [c for c in old if c.origin != "file"] + more
+        if any(c.author == "human" and c.origin == "store" for c in stay):
+            from_files = ()  # what a person wrote here stands before what the file says
         known = {c.text for c in stay}
         self._write_captions(db, own, [*(c for c in from_files if c.text not in known), *stay])
 

@@ -29,7 +29,7 @@ def fill_captions(view: View, template: str, trigger: str = "") -> View:
         raise AtelierError(f"The template has {{{unknown[0]}}}, which is not known. Use {known}.")
     laid: dict[str, dict[str, object]] = {}
     for row in view.rows():
-        if any(c.author == "human" for c in row.captions):
+        if row.parent or any(c.author == "human" for c in row.captions):  # a variant says what its row says
             continue
         text = _fill(view, template, row, trigger)
         if not text:

@@ -1,14 +1,17 @@
 """A view in the words of the exchange formats, and what was read from one laid on a view."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from ..counting import counted
 from ..errors import AtelierError
 from .exchange.exchanged import Exchanged, Target
 from .exchange.formats import export_rows
+from .exchange.renewal import renewed
 from .opening import open_row, root_of
 from .stored import StoredRow, WrittenCaption
 from .view import View, base_of
@@ -17,24 +20,48 @@ WRITABLE = {".jpg": ("JPEG", {"quality": 95, "subsampling": 0}), ".jpeg": ("JPEG
             ".png": ("PNG", {}), ".webp": ("WEBP", {"lossless": True})}  # fmt: skip
 
 
-def export_view(view: View, name: str, target: Target) -> int:
-    """Write a view's kept pictures and what is known of them in a format.
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote: pictures; rows of which a trainer sees less than they hold; masks and controls left out."""
+
+    pictures: int
+    less: int
+    companions: int
+
+    def lines(self, name: str) -> list[str]:
+        """What a person should know besides where it lies."""
+        told = []
+        if self.less:
+            told.append(f"{self.less} of them hold more than {name} has words for; it is kept for importing them again")
+        if self.companions:
+            told.append(
+                f"{counted(self.companions, 'mask or control picture', 'masks and control pictures')} stay behind"
+            )
+        return told
+
+
+def export_view(view: View, name: str, target: Target, tick: Callable[[int], object] = lambda _: None) -> Exported:
+    """Write a view's kept pictures and what is known of them in a format, whole or not at all.
 
     Pictures that are cropped or changed, and variants, are drawn; all others are linked or copied as they are.
 
     name    one of FORMATS
-    target  its pictures folder is set to the view's
-    ->      rows of which a trainer sees less than they hold
-    Raises AtelierError as export_rows does.
+    target  its pictures folder is set to the view's; an earlier export in its folder is replaced if that is allowed
+    tick    is called with the number of pictures done; what it raises ends the export and leaves all as it was
+    Raises AtelierError as export_rows does, or if no picture is kept.
     """
     rows = [row for row in view.rows() if row.decision != "reject"]
+    if not rows:
+        raise AtelierError(f"None of {counted(len(view), 'picture')} is kept. Loosen the curation, or keep some.")
     root = root_of(view)
+    done = count(1)
     paths = {row.id: path_of(view, row) for row in rows}
     drawn = {paths[row.id]: row for row in rows if is_drawn(view, row)}
     sources = {paths[row.id]: row.path for row in rows}
 
     def draw(path: str, goal: Path) -> bool:
         """Draw a picture where it is not what lies on disk; whether it was drawn."""
+        tick(next(done))
         row = drawn.get(path)
         if row is None:
             return False
@@ -43,7 +70,13 @@ def export_view(view: View, name: str, target: Target) -> int:
         return True
 
     told = [exchanged(view, row, paths[row.id]) for row in rows]
-    return export_rows(name, told, replace(target, pictures=root, draw=draw, sources=sources))
+    whole = replace(target, pictures=root, draw=draw, sources=sources)
+    if Path(target.folder).resolve() == Path(root).resolve():
+        less = export_rows(name, told, whole)
+    else:
+        with renewed(target.folder, target.replace):
+            less = export_rows(name, told, whole)
+    return Exported(len(rows), less, sum(len(row.companions) for row in rows))
 
 
 def exchanged(view: View, row: StoredRow, path: str) -> Exchanged:
@@ -82,9 +115,10 @@ def with_exchanged(view: View, rows: Sequence[Exchanged], place: Callable[[Excha
         there = by_name.get(PurePosixPath(told.path).name, [])
         row = _found(there, (told.path, place(told)))
         laid[row.id] = {"split": told.split, "repeats": told.repeats}
-        if told.captions:
+        written = any(c.author == "human" and c.origin == "store" for c in row.captions)
+        if told.captions and not written:  # what a person has written since the import stands
             laid[row.id]["captions"] = tuple(WrittenCaption(text, "human", origin="file") for text in told.captions)
-        if told.tags:
+        if told.tags and not row.tags:
             laid[row.id]["tags"] = told.tags
     return view.only(own for own in view.ids if base_of(own) in laid).lay(laid)
 

@@ -26,7 +26,7 @@ from ..files import digest_of, told_if_full, write_json
 from ..frames.video import probe, upright
 from . import folder
 
-ENDINGS = (*folder.ENDINGS, ".gif", ".bmp", ".tif", ".tiff", ".avif")
+ENDINGS = folder.ENDINGS
 TABLES = ("metadata.jsonl", "metadata.csv")
 LARGEST_MEMBER = 1 << 30  # bytes of one file in an archive
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError)
@@ -212,7 +212,8 @@ def known_name(name: str, names: Iterable[str], kind: str) -> tuple[int, str]:
     spelt = {_plain(n): (i, n) for i, n in enumerate(names)}
     if _plain(name) not in spelt:
         near = get_close_matches(_plain(name), spelt, 1, 0.5)
-        hint = f"Did you mean {spelt[near[0]][1]}?" if near else f"Known: {', '.join(n for _, n in spelt.values())}."
+        known = ", ".join([n for _, n in spelt.values()][:30])
+        hint = f"Did you mean {spelt[near[0]][1]}?" if near else f"Known: {known}."
         raise AtelierError(f"There is no {kind} {name}. {hint}")
     return spelt[_plain(name)]
 

@@ -15,12 +15,14 @@ from types import MappingProxyType
 from ..errors import AtelierError
 from ..files import digest_of
 from .expression import LAID, NAMES, Condition, compile_filter, overlaid
+from .mirroring import MIRRORED, mirrored_words
 from .record import Caption, Companion, Dataset, Decision, Row, Skipped
 from .replay import replayed_size
 from .store import Store, score_column
 from .stored import StoredRow, WrittenCaption, pack
 
-OVERLAID = (*LAID, "ops", "captions", "parent")
+OVERLAID = (*LAID, "ops", "captions", "parent", MIRRORED)
+INHERITED = ("split", "repeats", "tags", "captions", "boxes")  # that a variant has of its row
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,9 @@ class View:
                 id = f"{base_of(own)}+{number}"
                 taken.add(id)
                 ids.append(id)
-                laid[id] = {**self.laid.get(own, {}), **values, "parent": base_of(own)}
+                # The crop is the row's as it is now, since the variant's operations were made for it.
+                held = {name: value for name, value in self.laid.get(own, {}).items() if name not in INHERITED}
+                laid[id] = {**held, **values, "parent": base_of(own)}
         return replace(self, ids=tuple(ids)).lay(laid)
 
     def preferring(self, model: str) -> "View":
@@ -211,12 +215,16 @@ class View:
     def overlay(self, row: StoredRow, id: str) -> StoredRow:
         """A stored row as this view sees it.
 
-        id  of the row, or of one of its variants
+        id  of the row, or of one of its variants, which has its row's captions also where they came later
         """
-        values = self.laid.get(id)
-        if values is None and row.id == id:
+        values = dict(self.laid.get(id, {}))
+        if row.id != id:
+            values = {name: value for name, value in self.laid.get(row.id, {}).items() if name in INHERITED} | values
+        elif not values:
             return row
-        return replace(row, id=id, **{name: _frozen(value) for name, value in (values or {}).items()})
+        mirrored = values.pop(MIRRORED, False)
+        seen = replace(row, id=id, **{name: _frozen(value) for name, value in values.items()})
+        return replace(seen, **mirrored_words(seen.captions, seen.tags)) if mirrored else seen
 
     def captions_of(self, row: StoredRow) -> tuple[Caption, ...]:
         """The captions that count: a person's, else the first preferred model's that has one, else the last model's."""

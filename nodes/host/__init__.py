@@ -10,6 +10,7 @@ from .folders import lora_name_of as lora_name_of
 from .folders import lora_names as lora_names
 from .folders import lora_path as lora_path
 from .folders import model_folders as model_folders
+from .folders import named as named
 from .folders import output_folder as output_folder
 from .folders import picture_folder as picture_folder
 from .folders import picture_roots as picture_roots
@@ -30,6 +31,8 @@ from .nano import load_nano_vae as load_nano_vae
 from .progress import Progress as Progress
 from .progress import check_cancel as check_cancel
 from .progress import prompt_server as prompt_server
+from .regions import Region as Region
+from .regions import regional as regional
 from .sources import datasets_folder as datasets_folder
 from .sources import picture_source as picture_source
 from .video import video_file as video_file

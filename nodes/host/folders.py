@@ -61,8 +61,17 @@ def inside(root: Path, *parts: str) -> Path:
     root = Path(os.path.abspath(root))
     path = Path(os.path.abspath(root.joinpath(*parts)))
     if path == root or not path.is_relative_to(root):
-        raise AtelierError(f"The name {'/'.join(parts)!r} leads out of {root}. Use a plain name without .. or /.")
+        raise AtelierError(
+            f"The name {'/'.join(parts)!r} leads out of {root}. Use a name without .. that does not begin with /."
+        )
     return path
+
+
+def named(root: Path, name: str) -> Path:
+    """A folder below a root by a name that a person gave; raises AtelierError for none, or one that leads out."""
+    if not name.strip(" ./\\"):
+        raise AtelierError(f"The name is {name!r}. Give the folder a name.")
+    return inside(root, name.strip())
 
 
 def told(check: Callable, value: object, *more: object) -> bool | str:

@@ -201,7 +201,7 @@ def test_balance_weighs_folders_the_same(folder):
 
     view, summary = run(BalanceDataset, dataset=load(folder), by="folder", weights="", most=10, seed=0).args
     assert {row.path: row.repeats for row in view.rows()}["cats/chelsea.png"] == 6
-    assert summary == "12 pictures an epoch out of 7"
+    assert summary == "12 pictures an epoch out of 7 to train on"
     assert sum(row.repeats for row in view.dataset().kept) == 12
 
 
@@ -252,7 +252,7 @@ def test_lists_go_to_comfyuis_nodes_and_come_back(folder, nano):
         run(ImagesToDataset, images=images, texts=["a", "b"], name=[folder.name])
     with pytest.raises(AtelierError, match="GiB as images, above the limit"):
         run(DatasetToImages, dataset=view, first=0, most=0, limit=0.001)
-    with pytest.raises(AtelierError, match="from the 8th on"):
+    with pytest.raises(AtelierError, match="There are 7 pictures, and first is 7"):
         run(DatasetToImages, dataset=view, first=7, most=0, limit=8.0)
 
 
@@ -276,7 +276,7 @@ def test_faces_are_found_kept_and_cropped_around(folder):
     x, y, w, h = cropped.rows()[0].crop
     assert w / h == pytest.approx(9 / 16, abs=0.01)
     assert x <= box["x"] and y <= box["y"] and x + w >= box["x"] + box["w"] and y + h >= box["y"] + box["h"]
-    assert sheet.ndim == 4 and told.startswith("1 crops, ") and "cut on 0" in told
+    assert sheet.ndim == 4 and told.startswith("1 crop, ") and "cut on 0" in told
     assert faces.rows()[0].crop is None  # only laid
 
 
@@ -313,3 +313,91 @@ def test_the_report_tells_and_writes_its_page(folder):
     assert text.startswith("7 of 7 pictures are kept") and "not measured" in text.lower()
     html = Path(page).read_text()
     assert "broken.jpg" in html and "<script src" not in html and "http://" not in html.replace("http://www.w3.org", "")
+
+
+# --- what a person decided ---
+
+
+def test_a_rejected_picture_is_no_best_copy_and_a_kept_one_stays(folder):
+    from flux_atelier.nodes.datasets import CurateDataset
+
+    def curated():
+        return run(CurateDataset, dataset=load(folder), min_side=100, min_sharpness=0.0, duplicates="fast").args[0]
+
+    ids = {row.path: row.id for row in load(folder).rows()}
+    with Store(load(folder).store) as store:
+        store.decide([ids["rocket.png"]], "reject", "human")
+    record = {row.path: row.kept for row in curated().dataset().rows}
+    assert record["rocket again.jpg"] and not record["rocket.png"]
+    with Store(load(folder).store) as store:
+        store.decide([ids["rocket.png"]], "keep", "human")
+        store.decide([ids["rocket again.jpg"]], "keep", "human")
+    assert all(row.kept for row in curated().dataset().rows)
+
+
+def test_rejected_pictures_do_not_count(folder):
+    from flux_atelier.nodes.arranging import BalanceDataset, SplitDataset
+    from flux_atelier.nodes.datasets import FilterDataset
+
+    view = load(folder)
+    gone = [row.id for row in view.rows() if row.path in ("astronaut.png", "camera.png", "moon.png")]
+    with Store(view.store) as store:
+        store.decide(gone, "reject", "human")
+    view = load(folder)
+    split = run(SplitDataset, dataset=view, copies_together=False, validation=0.25, test=0.0, by="", seed=0)
+    assert split.args[4] == "3 train, 1 validation, 0 test"
+    _, told = run(BalanceDataset, dataset=view, by="folder", weights="", most=10, seed=0).args
+    assert told == "6 pictures an epoch out of 4 to train on"
+    found = run(FilterDataset, dataset=view, expression="", order="path", most=2).args[0]
+    assert [row.path for row in found.dataset().kept] == ["cats/chelsea.png", "coffee.png"]
+
+
+def test_an_export_takes_the_place_of_an_earlier_one_only_if_it_may(folder, folders):
+    import comfy.model_management as memory
+
+    from flux_atelier.nodes import host
+    from flux_atelier.nodes.exchange import ExportDataset, ImportDataset
+
+    view, name = load(folder), f"again-{folder.name}"
+    given = dict(format="imagefolder", name=name, trigger="")
+    out = folders / "output" / "exported" / name
+    run(ExportDataset, dataset=view.lay({view.ids[0]: {"split": "validation"}}), replace=False, **given)
+    (out / "latents.cache").write_text("a trainer's")
+    before = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    with pytest.raises(AtelierError, match="an earlier export that differs"):
+        run(ExportDataset, dataset=view, replace=False, **given)
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == before
+    fewer = view.only(view.ids[1:]).lay({view.ids[1]: {"crop": (0, 0, 50, 50)}})
+    with pytest.MonkeyPatch.context() as patch:
+        original = host.Progress.at
+
+        def cancel_at_three(self, value, picture=None):
+            if value == 3:
+                memory.interrupt_current_processing()
+            original(self, value, picture)
+
+        patch.setattr(host.Progress, "at", cancel_at_three)
+        with pytest.raises(memory.InterruptProcessingException):
+            run(ExportDataset, dataset=fewer, replace=True, **given)
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == before
+    run(ExportDataset, dataset=fewer, replace=True, **given)
+    back = run(ImportDataset, folder=f"exported/{name}", format="imagefolder", trigger="").args[0]
+    assert len(back) == 6 and {row.split for row in back.rows()} == {"train"}
+    assert (out / "latents.cache").read_text() == "a trainer's"
+    assert not [p for p in out.parent.iterdir() if p.name.startswith(".")]
+
+
+def test_what_a_person_writes_after_an_import_stands(folder):
+    from flux_atelier.core.dataset.stored import WrittenCaption
+    from flux_atelier.nodes.exchange import ExportDataset, ImportDataset
+
+    name = f"mine-{folder.name}"
+    run(ExportDataset, dataset=load(folder), format="kohya", name=name, trigger="", replace=False)
+    given = dict(folder=f"exported/{name}", format="kohya", trigger="")
+    view = run(ImportDataset, **given).args[0]
+    cup = next(row for row in view.rows() if row.path.endswith("coffee.png"))
+    assert view.captions_of(cup)[0].text == "a cup on the left"
+    with Store(view.store) as store:
+        store.caption({cup.id: [WrittenCaption("my own words")]}, "human")
+    again = run(ImportDataset, **given).args[0]
+    assert [c.text for row in again.rows() if row.id == cup.id for c in again.captions_of(row)] == ["my own words"]

@@ -9,12 +9,10 @@ from PIL import Image
 from flux_atelier.core.dataset.augment import (
     AugmentOptions,
     may_mirror,
-    mirror_text,
     mirror_warnings,
-    side_words,
     variants,
-    writing_words,
 )
+from flux_atelier.core.dataset.mirroring import mirror_text, mirrored_words, side_words, writing_words
 from flux_atelier.core.dataset.replay import check_ops, replay, replayed_size
 from flux_atelier.core.dataset.stored import StoredRow, WrittenCaption
 
@@ -29,11 +27,11 @@ def row(number: int, caption: str = "", **values) -> StoredRow:
 
 
 def test_the_default_is_one_mirrored_copy():
-    assert variants([row(1)], AugmentOptions()) == {"r1": [{"ops": [FLIP]}]}
+    assert variants([row(1)], AugmentOptions()) == {"r1": [{"ops": [FLIP], "mirrored": True}]}
 
 
 def test_a_copy_that_is_the_picture_or_another_copy_is_not_made():
-    assert variants([row(1)], AugmentOptions(copies=16)) == {"r1": [{"ops": [FLIP]}]}
+    assert variants([row(1)], AugmentOptions(copies=16)) == {"r1": [{"ops": [FLIP], "mirrored": True}]}
     assert variants([row(1)], AugmentOptions(copies=16, flip=False)) == {}
     assert variants([row(1)], AugmentOptions(copies=0)) == {}
 
@@ -161,8 +159,9 @@ def test_mirrored_copies_say_what_is_there():
     left = row(1, "a cat on the left", tags=("cat", "left hand"))
     options = AugmentOptions(copies=2, crop=0.2)
     mirrored, other = variants([left], options)["r1"]
-    assert mirrored["captions"] == (WrittenCaption("a cat on the right"),) and mirrored["tags"] == ("cat", "right hand")
-    assert set(other) == {"ops"}
+    assert mirrored["mirrored"] is True and set(other) == {"ops"}
+    told = mirrored_words(left.captions, left.tags)
+    assert told == {"captions": (WrittenCaption("a cat on the right"),), "tags": ("cat", "right hand")}
     (warning,) = mirror_warnings([left, row(2, "a cat")], options)
     assert (warning.id, warning.kind, warning.words) == ("r1", "sides", ("left",)) and "swapped" in warning.done
     assert variants([left], options.model_copy(update={"sides": "leave"}))["r1"][0].keys() == {"ops"}

@@ -270,6 +270,16 @@ def test_variants_stand_after_their_rows_and_follow_them(store):
     assert view.with_variants({A: [flip]}).ids[1] == A + "+3"
 
 
+def test_a_mirrored_variant_says_right_for_left_whenever_its_row_was_captioned(store):
+    flip = {"ops": ({"name": "flip", "axis": "horizontal"},), "mirrored": True}
+    view = View.of(store).with_variants({A: [flip, {"ops": ()}]})
+    later = view.lay({A: {"captions": (WrittenCaption("on the left", "model", "joy"),), "tags": ("left hand",)}})
+    assert [row.captions[0].text for row in later.rows(0, 3)] == ["on the left", "on the right", "on the left"]
+    assert later.rows(1, 2)[0].tags == ("right hand",)
+    store.caption({A: [WrittenCaption("my left")]}, "human")
+    assert [row.captions[0].text for row in view.rows(0, 3)] == ["my left", "my right", "my left"]
+
+
 def test_captions_of_the_preferred_model_count_and_a_persons_before_all(store):
     store.caption({D: [WrittenCaption("one", "model", "joy"), WrittenCaption("two", "model", "wd")]}, "x")
     store.caption({C: [WrittenCaption("a boat", "model", "joy")]}, "x")

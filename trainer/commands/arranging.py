@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...core.counting import counted
 from ...core.dataset.augment import AugmentOptions, mirror_warnings, variants
 from ...core.dataset.balance import BalanceOptions, balance
 from ...core.dataset.bucket_report import report_buckets
@@ -17,7 +18,7 @@ from ...core.dataset.split import SplitOptions, split_view
 from ...core.dataset.store import Store
 from ...core.dataset.transfer import export_view, with_exchanged
 from ...core.evaluation.dataset_page import write_page
-from .dataset import add_dataset, said, view_at, written
+from .dataset import add_dataset, number, said, view_at, written
 
 
 def add_split(parser) -> None:
@@ -32,7 +33,8 @@ def run_split(args) -> Iterator[str]:
     from ..cli import read_options
 
     whole = yield from view_at(args.dataset, args.out)
-    groups = [] if args.apart else (yield from said(duplicates(whole, whole.rows(), False)))
+    found = [] if args.apart else (yield from said(duplicates(whole, whole.rows(), False)))
+    groups = [(group.kept, *group.left_out) for group in found]
     view = split_view(whole, read_options(SplitOptions, args), groups)
     counts = {}
     for row in view.rows():
@@ -71,7 +73,8 @@ def run_balance(args) -> Iterator[str]:
     from ..cli import read_options
 
     whole = yield from view_at(args.dataset, args.out)
-    found = balance(whole.rows(), args.by, read_options(BalanceOptions, args))
+    rows = [row for row in whole.rows() if row.decision != "reject"]
+    found = balance(rows, args.by, read_options(BalanceOptions, args))
     yield from (f"{group.name or 'others'}: {group.reason}" for group in found.groups)
     yield written(whole.lay({own: {"repeats": times} for own, times in found.repeats.items()}), args.out)
 
@@ -96,7 +99,7 @@ def add_crop(parser) -> None:
     parser.add_argument(
         "--aspect", choices=list(ASPECTS), default="buckets", help="an aspect, or the buckets of a training"
     )
-    parser.add_argument("--resolution", type=int, default=1024, help="of the training, for buckets")
+    parser.add_argument("--resolution", type=number(int, 64, 4096), default=1024, help="of the training, for buckets")
     add_options(parser, CropOptions)
 
 
@@ -111,8 +114,8 @@ def run_crop(args) -> Iterator[str]:
 
 def add_buckets(parser) -> None:
     add_dataset(parser)
-    parser.add_argument("--resolution", type=int, default=1024, help="of the training")
-    parser.add_argument("--batch-size", type=int, default=1, help="of the training")
+    parser.add_argument("--resolution", type=number(int, 64, 4096), default=1024, help="of the training")
+    parser.add_argument("--batch-size", type=number(int, 1, 256), default=1, help="of the training")
 
 
 def run_buckets(args) -> Iterator[str]:
@@ -146,15 +149,14 @@ def add_export(parser) -> None:
     parser.add_argument("folder", type=Path, help="folder to write: an empty one, or the same dataset again")
     parser.add_argument("--format", choices=list(FORMATS), default="kohya", help="how it is written")
     parser.add_argument("--trigger", default="", help="the word that ai-toolkit is to have as [trigger]")
-    parser.add_argument("--replace", action="store_true", help="overwrite captions of an earlier export")
+    parser.add_argument("--replace", action="store_true", help="let this export take the place of an earlier one there")
 
 
 def run_export(args) -> Iterator[str]:
     view = yield from view_at(args.dataset, args.out)
-    less = export_view(view, args.format, Target(args.folder, args.folder, args.replace, args.trigger))
-    yield f"{args.folder}: {len(view)} pictures for {args.format}"
-    if less:
-        yield f"{less} of them hold more than {args.format} has words for; it is kept for importing them again"
+    done = export_view(view, args.format, Target(args.folder, args.folder, args.replace, args.trigger))
+    yield f"{args.folder}: {counted(done.pictures, 'picture')} for {args.format}"
+    yield from done.lines(args.format)
 
 
 def add_import(parser) -> None:

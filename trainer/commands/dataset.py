@@ -1,5 +1,7 @@
 """load, curate, filter, caption: pictures on disk become a dataset file, and what is wanted of them."""
 
+import argparse
+import math
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from ...core.dataset.folder import load_folder
 from ...core.dataset.opening import hold_out, open_dataset
 from ...core.dataset.record import Dataset
 from ...core.dataset.scan import Progress
+from ...core.dataset.selection import select
 from ...core.dataset.templates import fill_captions, write_sidecars
 from ...core.dataset.unpack import Take
 from ...core.dataset.view import View
@@ -20,6 +23,21 @@ def add_dataset(parser) -> None:
     """The arguments of every command that takes a dataset and writes it again."""
     parser.add_argument("dataset", type=Path, help="dataset file, or a folder, archive, table or video")
     parser.add_argument("--out", type=Path, default=Path("dataset.json"), help="dataset file to write")
+
+
+def number(kind: type, low: float, high: float = math.inf):
+    """A number between two others, for argparse."""
+
+    def read(text: str):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text} is not from {low:g}" + (f" to {high:g}" if high < math.inf else " up")
+            )
+        return value
+
+    read.__name__ = kind.__name__
+    return read
 
 
 def view_at(path: Path, out: Path, take: Take | None = None) -> Generator[str, None, View]:
@@ -59,11 +77,17 @@ def written(view: View, out: Path) -> str:
 def add_load(parser) -> None:
     parser.add_argument("folder", type=Path, help="folder, .zip, .tar, .parquet or video with pictures")
     parser.add_argument("--out", type=Path, default=Path("dataset.json"), help="dataset file to write")
-    parser.add_argument("--validation", type=int, default=0, help="set one in so many pictures aside; 0 for none")
+    parser.add_argument(
+        "--validation", type=number(int, 0, 1000), default=0, help="set one in so many pictures aside; 0 for none"
+    )
     parser.add_argument("--style", default="", help="of WikiArt: only this style, as Impressionism")
     parser.add_argument("--artist", default="", help="of WikiArt: only this artist, as claude-monet")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a video: one frame in so many seconds")
-    parser.add_argument("--scene", type=float, default=0.0, help="of a video: change that starts a scene; 0 is off")
+    parser.add_argument(
+        "--seconds", type=number(float, 0.01, 3600), default=1.0, help="of a video: one frame in so many seconds"
+    )
+    parser.add_argument(
+        "--scene", type=number(float, 0, 1), default=0.0, help="of a video: change that starts a scene; 0 is off"
+    )
 
 
 def run_load(args) -> Iterator[str]:
@@ -102,14 +126,12 @@ def add_filter(parser) -> None:
     add_dataset(parser)
     parser.add_argument("expression", help="such as: sharpness > 0.4 and not tag:watermark")
     parser.add_argument("--order", default="", help="a name or score to sort by; --order=-sharpness is falling")
-    parser.add_argument("--most", type=int, default=0, help="as many as this at most; 0 for all")
+    parser.add_argument("--most", type=number(int, 0), default=0, help="as many as this at most; 0 for all")
 
 
 def run_filter(args) -> Iterator[str]:
     whole = yield from view_at(args.dataset, args.out)
-    view = whole.filter(args.expression)
-    view = view.sort(args.order) if args.order else view
-    yield written(view.only(view.ids[: args.most]) if args.most else view, args.out)
+    yield written(select(whole, args.expression, args.order, args.most), args.out)
 
 
 def add_caption(parser) -> None:

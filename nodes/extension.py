@@ -13,6 +13,7 @@ from . import (
     dataset_report,
     datasets,
     distil,
+    editing,
     evaluation,
     exchange,
     frames,
@@ -25,6 +26,7 @@ from . import (
     nano,
     panel,
     rank,
+    regions,
     registry,
     review,
     runs,
@@ -62,6 +64,8 @@ class FluxAtelier(ComfyExtension):
             *lora_shelves,
             evaluation,
             style,
+            regions,
+            editing,
             frames,
         )
         return [node for shelf in shelves for node in shelf.NODES]

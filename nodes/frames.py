@@ -10,11 +10,13 @@ from comfy_api.latest import InputImpl, io
 from ..core.errors import AtelierError
 from ..core.frames.interpolate import Between, flow_between, interpolate
 from ..core.frames.rife import Rife
+from ..core.frames.rife_models import find_model
 from ..core.frames.video import probe, read_frames, write_video
 from . import host
 
 CATEGORY = "Flux Atelier/Frames"
 METHODS = ("flow", "rife")
+BEST = -2  # the input that leaves the choice of the device to the pack
 
 
 def shared_inputs() -> list:
@@ -29,9 +31,15 @@ def shared_inputs() -> list:
         io.String.Input(
             "rife_model",
             default="",
-            tooltip="Folder in models/rife with a RIFE v4 model for ncnn; only for the rife method.",
+            tooltip="Folder in models/frame_interpolation or models/rife with a RIFE v4 model for ncnn; only for the rife method.",
         ),
-        io.Int.Input("gpu", default=0, min=-1, max=15, tooltip="Vulkan device of the rife method; -1 is the CPU."),
+        io.Int.Input(
+            "gpu",
+            default=-2,
+            min=-2,
+            max=15,
+            tooltip="Vulkan device of the rife method; -1 is the CPU, -2 the best real GPU, else the CPU.",
+        ),
     ]
 
 
@@ -39,19 +47,16 @@ def open_method(stack: ExitStack, method: str, rife_model: str, gpu: int) -> Bet
     """The chosen interpolator, closed with the stack."""
     if method == "flow":
         return flow_between()
-    return stack.enter_context(Rife(find_rife(rife_model), gpu))
+    device = None if gpu == BEST else gpu
+    return stack.enter_context(Rife(find_rife(rife_model), device, waiting=host.check_cancel))
 
 
 def find_rife(name: str) -> Path:
-    """A RIFE model's folder in models/rife; raises AtelierError that names the place."""
-    roots = host.model_folders("rife")
+    """A RIFE model's folder in models/frame_interpolation or models/rife; raises AtelierError that names the place."""
+    roots = [*host.model_folders("frame_interpolation"), *host.model_folders("rife")]
     if not name.strip():
         raise AtelierError(f"The rife method needs a model. Put one into {roots[0]} and write its folder's name.")
-    for root in roots:
-        path = host.inside(root, name.strip())
-        if path.is_dir():
-            return path
-    raise AtelierError(f"There is no RIFE model {name} in {roots[0]}. Put its folder there, or choose the flow method.")
+    return find_model(name.strip(), roots)
 
 
 class InterpolateFrames(io.ComfyNode):

@@ -58,7 +58,10 @@ function addGallery(node) {
   const { onExecuted, onConfigure, onRemoved } = node;
   node.onExecuted = function (output, ...rest) {
     const result = onExecuted?.call(this, output, ...rest);
-    show([output?.atelier_view].flat()[0]);
+    const name = [output?.atelier_view].flat()[0], isNew = isViewName(name) && name !== node.properties[SHOWN];
+    if (isNew) app.canvas?.emitBeforeChange?.(); // ComfyUI keeps a workflow for a reload only where it hears that it has changed
+    show(name);
+    if (isNew) app.canvas?.emitAfterChange?.();
     return result;
   };
   node.onConfigure = function (...args) {

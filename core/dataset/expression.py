@@ -214,6 +214,6 @@ def overlaid(sql: str) -> str:
     """The same condition where a view's own values and captions stand before the stored ones."""
     columns = "|".join(LAID)
     sql = re.sub(rf"\br\.({columns})\b", r"coalesce((SELECT l.\1 FROM temp.laid l WHERE l.id = r.id), r.\1)", sql)
-    stored = "SELECT row, text, author FROM captions WHERE row NOT IN (SELECT row FROM temp.laid_captions)"
+    stored = "SELECT row, text, author FROM captions WHERE row NOT IN (SELECT id FROM temp.laid WHERE said)"
     both = f"({stored} UNION ALL SELECT row, text, author FROM temp.laid_captions) c"
     return sql.replace("FROM captions c", f"FROM {both}")

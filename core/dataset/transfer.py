@@ -115,9 +115,11 @@ def with_exchanged(view: View, rows: Sequence[Exchanged], place: Callable[[Excha
         there = by_name.get(PurePosixPath(told.path).name, [])
         row = _found(there, (told.path, place(told)))
         laid[row.id] = {"split": told.split, "repeats": told.repeats}
-        written = any(c.author == "human" and c.origin == "store" for c in row.captions)
-        if told.captions and not written:  # what a person has written since the import stands
-            laid[row.id]["captions"] = tuple(WrittenCaption(text, "human", origin="file") for text in told.captions)
+        if not any(c.author == "human" and c.origin == "store" for c in row.captions):
+            # What a person has written since the import stands; what models wrote does in any case.
+            others = tuple(c for c in row.captions if c.author != "human")
+            told_here = tuple(WrittenCaption(text, "human", origin="file") for text in told.captions)
+            laid[row.id]["captions"] = (*told_here, *others)
         if told.tags and not row.tags:
             laid[row.id]["tags"] = told.tags
     return view.only(own for own in view.ids if base_of(own) in laid).lay(laid)

@@ -295,15 +295,15 @@ def _lay_out(store: Store, laid: Mapping[str, Mapping[str, object]]) -> bool:
     """Put what is laid on rows into temporary tables of this connection; False where there is nothing to put."""
     seen = {own: values for own, values in laid.items() if "+" not in own}
     rows = [
-        (own, *(pack(name, values.get(name)) for name in LAID))
+        (own, *(pack(name, values.get(name)) for name in LAID), int("captions" in values))
         for own, values in seen.items()
-        if not values.keys().isdisjoint(LAID)
+        if not values.keys().isdisjoint((*LAID, "captions"))
     ]
     captions = [(own, c.text, c.author) for own, values in seen.items() for c in values.get("captions", ())]
-    if not rows and not captions:
+    if not rows:
         return False
     db = store.db
-    db.execute(f"CREATE TEMP TABLE IF NOT EXISTS laid (id TEXT PRIMARY KEY, {', '.join(LAID)}) WITHOUT ROWID")
+    db.execute(f"CREATE TEMP TABLE IF NOT EXISTS laid (id TEXT PRIMARY KEY, {', '.join(LAID)}, said) WITHOUT ROWID")
     db.execute("CREATE TEMP TABLE IF NOT EXISTS laid_captions (row TEXT, text TEXT, author TEXT)")
     db.execute("CREATE INDEX IF NOT EXISTS temp.laid_captions_row ON laid_captions (row)")
     db.execute("BEGIN")

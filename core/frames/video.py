@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,28 +15,47 @@ from ..files import write_whole
 from .interpolate import Between, interpolate
 
 BT709 = 1  # its number in the H.264 standard, for matrix, primaries and transfer alike
+QUALITY = 17  # x264's constant rate factor: what is lost does not show
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a video file says of itself; `frames` is 0 where the container does not tell."""
+    """What a video file says of itself; `frames` is 0 where the container does not tell.
+
+    width, height  pixels as shown, upright
+    rate           frames per second, the mean where they are uneven
+    start          seconds at which the first frame is shown
+    aspect         width of a pixel by its height
+    """
 
     width: int
     height: int
     rate: Fraction
     frames: int
+    start: Fraction = Fraction(0)
+    aspect: Fraction = Fraction(1)
 
 
 def probe(path: Path) -> Clip:
     """Look into a video file; raises AtelierError if it has no readable video stream."""
-    with _open(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
-        rate = stream.average_rate or stream.base_rate or Fraction(24)
-        first = next(container.decode(video=0), None)
+        first = next(_decoded(container, path), None)
         if first is None:
             raise AtelierError(f"{Path(path).name} has no frame that can be decoded. Check the file.")
         height, width = upright(np.empty((first.height, first.width)), first.rotation).shape
-        return Clip(width, height, Fraction(rate), stream.frames)
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
+        if (first.width, first.height) != (width, height):
+            aspect = 1 / aspect
+        start = Fraction(0) if first.pts is None else first.pts * first.time_base
+        return Clip(width, height, frame_rate(stream), stream.frames, start, aspect)
+
+
+def frame_rate(stream: Any) -> Fraction:
+    """Frames per second of a video stream of PyAV; 24 where nothing tells."""
+    mean, base = (Fraction(r or 24) for r in (stream.average_rate or stream.base_rate, stream.base_rate))
+    # Matroska rounds times to milliseconds, so the mean is a little off the rate that was meant.
+    return base if abs(mean - base) < mean / 2000 else mean
 
 
 def upright(pixels: np.ndarray, rotation: int) -> np.ndarray:
@@ -43,7 +63,8 @@ def upright(pixels: np.ndarray, rotation: int) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(pixels, round((rotation or 0) / 90) % 4))
 
 
-def _open(path: Path):
+def open_video(path: Path) -> Any:
+    """Open a file with PyAV; raises AtelierError if it has no video stream."""
     import av
 
     try:
@@ -56,12 +77,45 @@ def _open(path: Path):
     return container
 
 
+def _decoded(container: Any, path: Path) -> Iterator[Any]:
+    import av
+
+    try:
+        yield from container.decode(video=0)
+    except av.FFmpegError as error:
+        raise AtelierError(f"{Path(path).name} is damaged ({error}). Make it anew, or cut the damage out.") from None
+
+
 def read_frames(path: Path) -> Iterator[Tensor]:
     """Decode a video's frames one by one, [3, H, W] float32 in 0..1."""
-    with _open(path) as container:
-        for frame in container.decode(video=0):
+    for _, frame in stamped_frames(path):
+        yield frame
+
+
+def stamped_frames(path: Path) -> Iterator[tuple[Fraction, Tensor]]:
+    """Decode a video's frames with the seconds at which they are shown, counted from the first.
+
+    Times that a container has rounded to its ticks are put back on the grid of the frame rate.
+    """
+    with open_video(path) as container:
+        stream = container.streams.video[0]
+        rate, origin = frame_rate(stream), None
+        for number, frame in enumerate(_decoded(container, path)):
+            shown = number / rate if frame.pts is None else frame.pts * frame.time_base
+            origin = shown if origin is None else origin
             pixels = torch.from_numpy(upright(frame.to_ndarray(format="rgb24"), frame.rotation))
-            yield pixels.permute(2, 0, 1).float() / 255
+            yield on_grid(shown - origin, rate, stream.time_base), pixels.permute(2, 0, 1).float() / 255
+
+
+def on_grid(shown: Fraction, rate: Fraction, tick: Fraction) -> Fraction:
+    """The time of the frame that a time rounded to ticks means; uneven times stay.
+
+    shown  seconds
+    rate   frames per second
+    tick   seconds, the finest time that the container can write
+    """
+    nearest = round(shown * rate) / rate
+    return nearest if abs(shown - nearest) <= tick and 4 * tick * rate < 1 else shown
 
 
 def write_video(path: Path, frames: Iterable[Tensor], rate: Fraction, sound: Path | None = None) -> int:
@@ -88,24 +142,11 @@ def _encode(part: Path, frames: Iterable[Tensor], rate: Fraction, sound: Path | 
 
     count, stream = 0, None
     with av.open(str(part), "w", format="mp4") as out:
-        source = _open(sound) if sound and _has_sound(sound) else None
+        source = open_video(sound) if sound and _has_sound(sound) else None
         audio = out.add_stream_from_template(source.streams.audio[0]) if source else None
         for pixels in frames:
-            even = even_sides(pixels)
-            if stream is None:
-                stream = out.add_stream("libx264", rate=rate, options={"crf": "17"})
-                stream.width, stream.height, stream.pix_fmt = even.shape[2], even.shape[1], "yuv420p"
-                context = stream.codec_context
-                context.colorspace = context.color_primaries = context.color_trc = BT709
-                context.color_range = av.video.reformatter.ColorRange.MPEG
-            array = (even.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
-            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-            # Players take untagged HD for BT.709: convert to it and say so, or reds and greens shift.
-            frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range="MPEG")
-            frame.colorspace, frame.color_range = BT709, av.video.reformatter.ColorRange.MPEG
-            frame.pts = count
-            frame.time_base = 1 / rate
-            out.mux(stream.encode(frame))
+            stream = stream or add_h264(out, pixels, rate)
+            out.mux(stream.encode(to_video_frame(pixels, count, rate)))
             count += 1
         if stream is None:
             raise AtelierError("There are no frames to write. Give a clip with at least one frame.")
@@ -119,8 +160,61 @@ def _encode(part: Path, frames: Iterable[Tensor], rate: Fraction, sound: Path | 
     return count
 
 
+# Few frames wait in the encoder, so that a stopped run ends at once.
+PROMPT = {"preset": "veryfast", "rc-lookahead": "8"}
+
+
+def add_h264(
+    out: Any,
+    pixels: Tensor,
+    rate: Fraction,
+    quality: int = QUALITY,
+    aspect: Fraction = Fraction(1),
+    prompt: bool = False,
+) -> Any:
+    """Add an H.264 stream to an opened file of PyAV.
+
+    pixels   [C, H, W], a frame as large as all others
+    rate     frames per second
+    quality  constant rate factor, 0 (lossless) .. 51
+    aspect   width of a pixel by its height
+    prompt   encode fast and hold few frames back, for a somewhat larger file
+    """
+    import av
+
+    stream = out.add_stream("libx264", rate=rate, options={"crf": str(quality)} | (PROMPT if prompt else {}))
+    height, width = pixels.shape[-2:]
+    stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+    context = stream.codec_context
+    context.time_base = 1 / rate
+    context.sample_aspect_ratio = aspect
+    context.colorspace = context.color_primaries = context.color_trc = BT709
+    context.color_range = av.video.reformatter.ColorRange.MPEG
+    return stream
+
+
+def to_video_frame(pixels: Tensor, number: int, rate: Fraction) -> Any:
+    """Make a frame of PyAV, yuv420p in BT.709.
+
+    pixels  [C, H, W] in 0..1: grey, or colours first; what else there is stays out
+    number  its place in the stream
+    rate    frames per second
+    """
+    import av
+
+    colours = pixels[:3] if pixels.shape[0] > 2 else pixels[:1].expand(3, -1, -1)
+    even = even_sides(colours.float())
+    array = (even.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+    frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+    # Players take untagged HD for BT.709: convert to it and say so, or reds and greens shift.
+    frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range="MPEG")
+    frame.colorspace, frame.color_range = BT709, av.video.reformatter.ColorRange.MPEG
+    frame.pts, frame.time_base = number, 1 / rate
+    return frame
+
+
 def _has_sound(path: Path) -> bool:
-    with _open(path) as container:
+    with open_video(path) as container:
         return bool(container.streams.audio)
 
 

@@ -1,0 +1,289 @@
+"""From video file to video file at another frame rate: nothing grows with the length, sound is copied untouched.
+
+The picture is written in short segments in a folder beside the result. What is done is never lost: a stopped run
+leaves a file that plays, and the next run with the same source and options goes on behind the last segment.
+"""
+
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from heapq import merge
+from io import BytesIO
+from math import lcm
+from os import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from ..errors import AtelierError
+from ..files import digest_of, refuse_overwriting, told_if_full, write_text, write_whole
+from .interpolate import Between, RetimeOptions, made, wanted_frames
+from .timing import frame_count
+from .video import QUALITY, Clip, add_h264, open_video, probe, stamped_frames, to_video_frame
+
+CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+# What a container writes about itself, and not about the film.
+CONTAINERS_OWN = ("major_brand", "minor_version", "compatible_brands", "encoder")
+KEY = "source.txt"
+FINEST = 2**31 - 1  # ticks a second that MP4 can count
+
+
+class StreamOptions(RetimeOptions):
+    """How a video file is brought to another frame rate."""
+
+    quality: int = Field(
+        default=QUALITY, ge=0, le=51, description="Constant rate factor of H.264: less is better and larger."
+    )
+    segment: int = Field(
+        default=120, ge=1, le=10_000, description="Frames in a segment, the most that a killed run loses."
+    )
+    resume: bool = Field(default=True, description="Go on behind the segments that an earlier run has left.")
+    method: str = Field(
+        default="", max_length=200, description="Name of the interpolator; a run goes on only with the same."
+    )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a finished run has written.
+
+    frames    in the file
+    left_out  streams of the source that the container cannot hold, as "subtitle (hdmv_pgs_subtitle)"
+    """
+
+    frames: int
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a run is: frames made, frames in all (0 where the source does not tell), the report at the end."""
+
+    done: int
+    total: int
+    report: Report | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, resolved: files, rates and what is kept."""
+
+    source: Path
+    out: Path
+    clip: Clip
+    target: Fraction
+    options: StreamOptions
+
+    @property
+    def folder(self) -> Path:
+        return self.out.with_name(f".{self.out.name}.segments")
+
+    @property
+    def partial(self) -> Path:
+        return self.out.with_name(f"{self.out.stem}.partial{self.out.suffix}")
+
+    @property
+    def ticks(self) -> int:
+        """Ticks a second on which every output frame stands exactly, behind the source's own start too."""
+        exact = lcm(self.target.numerator, self.clip.start.denominator)
+        return exact if exact <= FINEST else self.target.numerator
+
+
+def retime_file(
+    source: Path, out: Path, target: Fraction, between: Between, options: StreamOptions | None = None
+) -> Iterator[Step]:
+    """Bring a video file to another frame rate, one step for each frame made.
+
+    Closing the generator stops: what is done then plays from `NAME.partial.mp4`, and the next call goes on from it.
+
+    source   a video file
+    out      .mp4, .mov or .mkv, written whole at the end; sound, subtitles, chapters and titles are copied
+    target   frames per second
+    between  makes one frame
+    Raises AtelierError if a file is none, is the other one, or the container cannot hold the sound.
+    """
+    source, out = Path(source), Path(out)
+    if out.suffix.lower() not in CONTAINERS:
+        raise AtelierError(f"{out.name} has an ending that is not known. Write to .mp4, .mov or .mkv.")
+    refuse_overwriting(out, [source])
+    job = Job(source, out, probe(source), Fraction(target), options or StreamOptions())
+    left_out = _fitting(job)[1]
+    total = frame_count(job.clip.frames, job.clip.rate, job.target)
+    done = 0
+    with closing(_make_segments(job, between)) as frames:
+        for done in frames:
+            yield Step(done, max(done, total) if total else 0)
+    write_whole(out, lambda part: _join(job, part))
+    shutil.rmtree(job.folder)
+    job.partial.unlink(missing_ok=True)
+    yield Step(done, done, Report(done, left_out))
+
+
+def _make_segments(job: Job, between: Between) -> Generator[int, None, None]:
+    """Write the segments that are not there yet; gives the number of frames done after each frame."""
+    done = _resumable(job)
+    if done:
+        yield done
+    segment: Segment | None = None
+    try:
+        stamped = stamped_frames(job.source)
+        for wanted in wanted_frames(stamped, job.target, 1 / job.clip.rate, job.options):
+            if wanted.number < done:
+                continue
+            frame = made(wanted, between)
+            segment = segment or Segment(job, frame, done)
+            segment.add(frame)
+            done += 1
+            if segment.count == job.options.segment:
+                segment = segment.finish()
+            yield done
+        segment = segment and segment.finish()
+    except GeneratorExit:
+        segment = segment and segment.finish()
+        if done:
+            write_whole(job.partial, lambda part: _join(job, part, Fraction(done) / job.target))
+        raise
+    finally:
+        if segment:
+            segment.drop()
+
+
+class Segment:
+    """A part of the picture that is being written: a file of its own, which gets its name when it is whole."""
+
+    def __init__(self, job: Job, pixels: Tensor, start: int):
+        """Open the file.
+
+        pixels  [C, H, W], the first frame
+        start   its number in the result
+        """
+        import av
+
+        self.job, self.start, self.count = job, start, 0
+        self.part = job.folder / f"{start:09d}.part"
+        ticks = {"video_track_timescale": str(job.ticks)}
+        self.out = av.open(str(self.part), "w", format="mp4", options=ticks)
+        self.stream = add_h264(self.out, pixels, job.target, job.options.quality, job.clip.aspect, prompt=True)
+
+    def add(self, pixels: Tensor) -> None:
+        """Encode a frame [C, H, W]."""
+        with told_if_full(self.job.out):
+            self.out.mux(self.stream.encode(to_video_frame(pixels, self.count, self.job.target)))
+        self.count += 1
+
+    def finish(self) -> None:
+        """Write what the encoder still holds and give the file its name, which tells where it begins and ends."""
+        with told_if_full(self.job.out):
+            self.out.mux(self.stream.encode(None))
+            self.out.close()
+            replace(self.part, self.job.folder / f"{self.start:09d}-{self.start + self.count:09d}.mp4")
+
+    def drop(self) -> None:
+        """Close and remove the file."""
+        self.out.close()
+        self.part.unlink(missing_ok=True)
+
+
+def _resumable(job: Job) -> int:
+    """Frames that an earlier run with the same source and options has left; what does not fit is removed."""
+    told = job.source.stat()
+    options = job.options.model_dump_json(exclude={"resume"})
+    key = digest_of(str(job.source.resolve()), told.st_size, told.st_mtime_ns, str(job.target), options)
+    note = job.folder / KEY
+    if not (job.options.resume and note.is_file() and note.read_text(encoding="utf-8") == key):
+        shutil.rmtree(job.folder, ignore_errors=True)
+        job.folder.mkdir(parents=True)
+        write_text(note, key)
+    for unfinished in job.folder.glob("*.part"):
+        unfinished.unlink()
+    segments = _segments(job)
+    return segments[-1][1] if segments else 0
+
+
+def _segments(job: Job) -> list[tuple[int, int, Path]]:
+    """First frame, frame behind the last one, and file of every segment, in order."""
+    found = [(*map(int, path.stem.split("-")), path) for path in sorted(job.folder.glob("*-*.mp4"))]
+    return [(start, stop, path) for start, stop, path in found]
+
+
+def _fitting(job: Job) -> tuple[list[int], tuple[str, ...]]:
+    """Numbers of the source's streams that the result's container holds beside the picture, and names of the others.
+
+    Raises AtelierError if a sound is among the others.
+    """
+    import av
+
+    with av.open(BytesIO(), "w", format=CONTAINERS[job.out.suffix.lower()]) as trial:
+        held = trial.supported_codecs
+    kept, left = [], []
+    with open_video(job.source) as container:
+        for stream in container.streams:
+            if stream == container.streams.video[0]:
+                continue
+            codec = stream.codec_context.codec.canonical_name if stream.type in ("audio", "subtitle") else ""
+            if codec in held:
+                kept.append(stream.index)
+                continue
+            if stream.type == "audio":
+                raise AtelierError(f"{job.out.suffix} cannot hold the sound's {codec}. Write to a .mkv file.")
+            left.append(f"{stream.type} ({codec})" if codec else stream.type)
+    return kept, tuple(left)
+
+
+def _join(job: Job, part: Path, stop: Fraction | None = None) -> None:
+    """Put the segments one behind the other and the source's other streams beside them, packet by packet.
+
+    stop  seconds behind the first frame at which the other streams end; their own end when left out
+    """
+    import av
+
+    kept = _fitting(job)[0]
+    name = CONTAINERS[job.out.suffix.lower()]
+    ticks = {} if name == "matroska" else dict.fromkeys(("video_track_timescale", "movie_timescale"), str(job.ticks))
+    with open_video(job.source) as source, av.open(str(part), "w", format=name, options=ticks) as out:
+        segments = _segments(job)
+        with av.open(str(segments[0][2])) as first:
+            picture = out.add_stream_from_template(first.streams.video[0])
+        streams = {i: out.add_stream_from_template(source.streams[i]) for i in kept}
+        out.metadata.update({k: v for k, v in source.metadata.items() if k not in CONTAINERS_OWN})
+        for index, stream in streams.items():
+            stream.metadata.update(source.streams[index].metadata)
+        if stop is None:
+            out.set_chapters(source.chapters())
+        others = _packets(source, streams, stop and job.clip.start + stop)
+        for _, packet, stream in merge(_pictures(job, segments, picture), others, key=lambda item: item[0]):
+            packet.stream = stream
+            out.mux(packet)
+
+
+Timed = tuple[Fraction, Any, Any]  # seconds of decoding, packet, stream of the result
+
+
+def _pictures(job: Job, segments: list[tuple[int, int, Path]], stream: Any) -> Iterator[Timed]:
+    """The packets of all segments, each where its frames belong."""
+    import av
+
+    for start, _, path in segments:
+        with av.open(str(path)) as segment:
+            for packet in segment.demux(video=0):
+                if packet.dts is None:
+                    continue
+                offset = (job.clip.start + start / job.target) / packet.time_base
+                packet.pts, packet.dts = packet.pts + round(offset), packet.dts + round(offset)
+                yield packet.dts * packet.time_base, packet, stream
+
+
+def _packets(source: Any, streams: dict[int, Any], stop: Fraction | None) -> Iterator[Timed]:
+    """The packets of the other streams as they are, up to a time in seconds."""
+    if not streams:
+        return
+    for packet in source.demux(*(source.streams[i] for i in streams)):
+        if packet.dts is None:
+            continue
+        time = packet.dts * packet.time_base
+        if stop is None or time < stop:
+            yield time, packet, streams[packet.stream.index]

@@ -1,0 +1,70 @@
+"""Colour maps as .cube files: by hand, there and back, and beside the map itself."""
+
+import pytest
+import torch
+
+from flux_atelier.core.errors import AtelierError
+from flux_atelier.core.style.color import LinearMap, Still, fit_map, tabulate
+from flux_atelier.core.style.lut import read_cube, write_cube
+
+
+def pictures(seed):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.rand(1, 3, 1, 1, generator=rng) * torch.rand(1, 3, 24, 40, generator=rng)
+
+
+def test_a_table_of_two_by_hand_has_red_running_first(tmp_path):
+    swap = LinearMap(torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]), torch.zeros(3))
+    lines = write_cube(tmp_path / "swap.cube", tabulate(swap, 2), 'a "look"').read_text().splitlines()
+    assert lines[:4] == ["TITLE \"a 'look'\"", "LUT_3D_SIZE 2", "DOMAIN_MIN 0 0 0", "DOMAIN_MAX 1 1 1"]
+    assert lines[4:8] == [
+        "0.000000 0.000000 0.000000", "0.000000 1.000000 0.000000", "1.000000 0.000000 0.000000",
+        "1.000000 1.000000 0.000000",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["mkl", "reinhard", "histogram"])
+def test_a_table_of_33_read_back_equals_the_map_within_one_level(tmp_path, method):
+    fitted = fit_map(pictures(0), pictures(1)[0] ** 2, method)
+    table = read_cube(write_cube(tmp_path / "look.cube", tabulate(fitted)))
+    colors = torch.rand(1, 3, 60, 60, generator=torch.Generator().manual_seed(2))
+    assert not torch.allclose(fitted(colors).clamp(0, 1), colors, atol=0.02)
+    assert (table(colors).clamp(0, 1) - fitted(colors).clamp(0, 1)).abs().max() <= 1 / 255
+
+
+def test_a_table_of_nothing_and_one_of_no_strength_change_nothing():
+    colors = pictures(3)
+    assert torch.allclose(tabulate(Still(), 5)(colors), colors, atol=1e-6)
+    assert torch.allclose(tabulate(fit_map(colors, pictures(4)[0]), 5, 0.0)(colors), colors, atol=1e-6)
+
+
+def test_a_domain_and_comments_are_read(tmp_path):
+    file = tmp_path / "wide.cube"
+    rows = [f"{r} {g} {b}" for b in (0, 1) for g in (0, 1) for r in (0, 1)]
+    file.write_text("# made by hand\nLUT_3D_SIZE 2\nDOMAIN_MAX 2 2 2\n\n" + "\n".join(rows) + "\n")
+    assert torch.allclose(read_cube(file)(torch.full((1, 3, 1, 1), 0.5)), torch.tensor(0.25))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("LUT_3D_SIZE 2\n0 0 0\n", "1 entries for LUT_3D_SIZE 2"),
+        ("LUT_1D_SIZE 2\n0 0 0\n1 1 1\n", "LUT_1D_SIZE in line 1"),
+        ("LUT_3D_SIZE 2\n0 0 zero\n", "Line 2"),
+        ("LUT_3D_SIZE 2\n0 0 nan\n", "Line 2"),
+        ("LUT_3D_SIZE 2\nDOMAIN_MIN 1 1 1\n" + "0 0 0\n" * 8, "domain"),
+        ("", "0 entries"),
+    ],
+)
+def test_a_damaged_file_is_told(tmp_path, text, told):
+    file = tmp_path / "bad.cube"
+    file.write_text(text)
+    with pytest.raises(AtelierError, match=told):
+        read_cube(file)
+
+
+def test_a_missing_file_and_a_wrong_size_are_told(tmp_path):
+    with pytest.raises(AtelierError, match="no file"):
+        read_cube(tmp_path / "none.cube")
+    with pytest.raises(AtelierError, match="2 to 256"):
+        tabulate(Still(), 1)

@@ -1,0 +1,260 @@
+"""Video file to video file: exact times, sound bit for bit, stopping, going on, and what a container cannot hold."""
+
+from fractions import Fraction as F
+
+import numpy as np
+import pytest
+import torch
+
+from flux_atelier.core.errors import AtelierError
+from flux_atelier.core.frames.interpolate import blend
+from flux_atelier.core.frames.stream import Report, StreamOptions, retime_file
+from flux_atelier.core.frames.timing import frame_count
+from flux_atelier.core.frames.video import on_grid, probe, read_frames
+
+RATE, SOUND = F(24), 48000
+SHORT = StreamOptions(segment=20)
+
+
+SUBTITLES = "1\n00:00:00,100 --> 00:00:00,700\nHello\n\n2\n00:00:00,800 --> 00:00:01,100\nBye\n"
+
+
+def film(path, rate=RATE, frames=30, first=0, codec="aac"):
+    """A pattern that runs to the right, with a tone beside it; `first` frames late."""
+    import av
+
+    with av.open(str(path), "w") as out:
+        video, audio = out.add_stream("libx264", rate=rate), out.add_stream(codec, rate=SOUND, layout="mono")
+        video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
+        out.metadata["title"], audio.metadata["language"] = "A film", "deu"
+        down, across = np.mgrid[:32, :48]
+        for i in range(frames):
+            value = 128 + 100 * np.sin((across + 2 * i) / 9) * np.sin(down / 7)
+            frame = av.VideoFrame.from_ndarray(np.stack([value.astype(np.uint8)] * 3, -1), format="rgb24")
+            frame.pts, frame.time_base = i + first, 1 / rate
+            out.mux(video.encode(frame))
+        samples = int(frames / rate * SOUND)
+        tone = (np.sin(np.arange(samples) * 0.05) * 9000).astype(np.int16)
+        kind = audio.codec_context.format.name
+        for start in range(0, samples, 1024):
+            part = tone[None, start : start + 1024]
+            values = (part / 32768).astype(np.float32) if kind == "fltp" else (part // 256 + 128).astype(np.uint8)
+            frame = av.AudioFrame.from_ndarray(values, kind, "mono")
+            frame.sample_rate, frame.pts, frame.time_base = SOUND, start, F(1, SOUND)
+            out.mux(audio.encode(frame))
+        out.mux(video.encode(None))
+        out.mux(audio.encode(None))
+    return path
+
+
+def with_subtitles(path, folder):
+    """The film in Matroska with two lines of text and a chapter."""
+    import av
+
+    (folder / "words.srt").write_text(SUBTITLES)
+    with (
+        av.open(str(path)) as given,
+        av.open(str(folder / "words.srt")) as words,
+        av.open(str(folder / "t.mkv"), "w") as out,
+    ):
+        kept = {s: out.add_stream_from_template(s) for source in (given, words) for s in source.streams}
+        out.set_chapters([{"id": 1, "start": 0, "end": 500, "time_base": F(1, 1000), "metadata": {"title": "One"}}])
+        out.metadata["title"] = "A film"
+        kept[given.streams.audio[0]].metadata["language"] = "deu"
+        for packet in (p for source in (words, given) for p in source.demux()):
+            if packet.dts is not None:
+                packet.stream = kept[packet.stream]
+                out.mux(packet)
+    return folder / "t.mkv"
+
+
+def shown(path):
+    """Seconds at which each frame is shown."""
+    import av
+
+    with av.open(str(path)) as opened:
+        return [frame.pts * frame.time_base for frame in opened.decode(video=0)]
+
+
+def packets(path, kind="audio"):
+    """Bytes, time and duration of every packet of the first stream of a kind."""
+    import av
+
+    with av.open(str(path)) as opened:
+        stream = getattr(opened.streams, kind)[0]
+        return [
+            (bytes(p), p.pts * p.time_base, (p.duration or 0) * p.time_base) for p in opened.demux(stream) if p.size
+        ]
+
+
+def run(source, out, target, options=SHORT, between=blend):
+    return list(retime_file(source, out, target, between, options))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "first"),
+    [
+        (F(24), F(60), 0),
+        (F(24000, 1001), F(60000, 1001), 0),
+        (F(30), F(24), 0),
+        (F(12), F(24), 0),
+        (F(24), F(60), 3),
+        (F(24000, 1001), F(25), 2),
+    ],
+)
+def test_times_are_exact_and_sound_is_copied(tmp_path, source, target, first):
+    a, b = film(tmp_path / "a.mp4", source, 30, first), tmp_path / "b.mp4"
+    steps = run(a, b, target)
+    count = frame_count(30, source, target)
+    assert [s.done for s in steps] == [*range(1, count + 1), count]
+    assert steps[-1].total == count
+    assert steps[-1].report == Report(count, ())
+    assert shown(b) == [shown(a)[0] + k / target for k in range(count)]  # fractions: no error at all
+    assert abs(count / target - 30 / source) < 1 / target
+    assert packets(a) == packets(b)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+def test_what_is_beside_the_picture_goes_along(tmp_path):
+    import av
+
+    a, b = with_subtitles(film(tmp_path / "a.mp4"), tmp_path), tmp_path / "b.mkv"
+    assert run(a, b, F(48))[-1].report.left_out == ()
+    assert [p[0] for p in packets(b, "subtitles")] == [b"Hello", b"Bye"]
+    assert packets(a, "subtitles") == packets(b, "subtitles")
+    with av.open(str(b)) as opened:
+        assert opened.metadata["title"] == "A film"
+        assert opened.streams.audio[0].metadata["language"] == "deu"
+        assert [c["metadata"]["title"] for c in opened.chapters()] == ["One"]
+
+
+def test_a_container_that_holds_less_says_what_is_missing(tmp_path):
+    a = with_subtitles(film(tmp_path / "a.mp4"), tmp_path)
+    assert run(a, tmp_path / "b.mp4", F(48))[-1].report.left_out == ("subtitle (subrip)",)
+    assert [p[0] for p in packets(tmp_path / "b.mp4")] == [p[0] for p in packets(a)]
+    raw = film(tmp_path / "raw.mkv", codec="pcm_u8")
+    with pytest.raises(AtelierError, match=r"cannot hold the sound's pcm_u8. Write to a \.mkv file"):
+        run(raw, tmp_path / "c.mp4", F(48))
+
+
+def test_frames_are_those_of_an_unbroken_run(tmp_path):
+    a = film(tmp_path / "a.mp4")
+    run(a, tmp_path / "one.mp4", F(60), StreamOptions(segment=1000))
+    run(a, tmp_path / "many.mp4", F(60), StreamOptions(segment=7))
+    one, many = (torch.stack(list(read_frames(tmp_path / f"{n}.mp4"))) for n in ("one", "many"))
+    assert one.shape == many.shape == (75, 3, 32, 48)
+    assert (one - many).abs().mean() < 0.01
+
+
+def test_stopping_leaves_a_film_that_plays_and_the_next_run_goes_on(tmp_path):
+    a, b, made = film(tmp_path / "a.mp4"), tmp_path / "b.mp4", []
+
+    def counted(first, second, time):
+        made.append(time)
+        return blend(first, second, time)
+
+    work = retime_file(a, b, F(60), counted, SHORT)
+    while next(work).done < 33:
+        pass
+    work.close()
+    assert not b.exists()
+    partial = tmp_path / "b.partial.mp4"
+    assert shown(partial) == [k / F(60) for k in range(33)]
+    sound = packets(partial)
+    assert sound == packets(a)[: len(sound)]
+    assert abs(sound[-1][1] - F(33, 60)) < F(1, 20)
+    before = len(made)
+    steps = run(a, b, F(60), between=counted)
+    assert steps[0].done == 33
+    assert shown(b) == [k / F(60) for k in range(75)]
+    whole = sum(1 for k in range(73) if k * 24 % 60)
+    assert len(made) == whole  # no frame was made twice
+    assert before < whole
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+def test_a_run_that_was_killed_gives_the_same_film_in_the_end(tmp_path):
+    """A killed process leaves whole segments and one without its end; the next run takes the first and drops the second."""
+    a, b = film(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+
+    def dies(first, second, time, left=[25]):  # noqa: B006
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("killed")
+        return blend(first, second, time)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run(a, b, F(60), between=dies)
+    folder = tmp_path / ".b.mp4.segments"
+    assert [p.name for p in sorted(folder.glob("*.mp4"))] == ["000000000-000000020.mp4"]
+    (folder / "000000020.part").write_bytes(b"half a segment")
+    assert run(a, b, F(60))[0].done == 20
+    run(a, tmp_path / "c.mp4", F(60))
+    assert shown(b) == shown(tmp_path / "c.mp4")
+    pairs = zip(read_frames(b), read_frames(tmp_path / "c.mp4"), strict=True)
+    assert max((x - y).abs().mean().item() for x, y in pairs) < 0.01
+
+
+@pytest.mark.parametrize("other", [{"target": F(48)}, {"options": StreamOptions(segment=20, method="rife")}])
+def test_another_task_does_not_go_on_from_what_is_there(tmp_path, other):
+    a, b = film(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+    work = retime_file(a, b, F(60), blend, SHORT)
+    for _ in range(30):
+        next(work)
+    work.close()
+    again = {"target": F(60), "options": SHORT} | other
+    assert run(a, b, **again)[0].done == 1
+
+
+def test_cuts_stand_where_they_stood(tmp_path):
+    import av
+
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=10, options={"crf": "1"})
+        video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
+        for i in range(10):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(np.full((32, 48, 3), 40 if i < 5 else 210, np.uint8))))
+        out.mux(video.encode(None))
+    run(path, tmp_path / "b.mp4", F(25))
+    values = [f.mean().item() for f in read_frames(tmp_path / "b.mp4")]
+    assert len(values) == 25
+    assert all(abs(v - 40 / 255) < 0.03 for v in values[:13])  # frames before 0.5 s
+    assert all(abs(v - 210 / 255) < 0.03 for v in values[13:])
+
+
+@pytest.mark.parametrize(
+    ("out", "words"), [("b.gif", "ending that is not known"), ("a.mp4", "one of the files that are read")]
+)
+def test_a_place_that_cannot_be_written_is_told(tmp_path, out, words):
+    a = film(tmp_path / "a.mp4", frames=3)
+    before = a.read_bytes()
+    with pytest.raises(AtelierError, match=words):
+        run(a, tmp_path / out, F(48))
+    assert a.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_one_frame_is_a_film_too(tmp_path):
+    a = film(tmp_path / "a.mp4", frames=1)
+    assert run(a, tmp_path / "b.mp4", F(60))[-1].report.frames == 3
+    assert probe(tmp_path / "b.mp4").rate == 60
+
+
+def test_a_start_and_the_shape_of_pixels_are_read(tmp_path):
+    a = film(tmp_path / "a.mp4", first=3)
+    assert probe(a).start == F(1, 8)
+    assert probe(a).aspect == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "tick", "meant"),
+    [
+        (F(42, 1000), F(24000, 1001), F(1, 1000), F(1001, 24000)),
+        (F(83, 1000), F(24), F(1, 1000), F(2, 24)),
+        (F(60, 1000), F(24), F(1, 1000), F(60, 1000)),  # uneven on purpose
+        (F(1, 2), F(24), F(1, 12288), F(1, 2)),
+    ],
+)
+def test_rounded_times_mean_the_grid(seconds, rate, tick, meant):
+    assert on_grid(seconds, rate, tick) == meant

@@ -1,6 +1,10 @@
-"""The gallery over 50,000 rows that are written straight into a store: pages, decisions, undo, pictures alike, groups.
+"""The gallery over 50,000 rows: pages, decisions, undo, pictures alike, groups; in the server, and on the screen.
 
-The peer of each figure is what is asked of it: no other node pages a dataset in the browser without blocking the queue.
+The first part asks the open store itself. The second runs a real ComfyUI and a headless Chromium over 50,000 files, where
+what counts is when somebody sees it; it is left out where there is no ComfyUI or no Chromium. The peer of each figure is
+what is asked of it: no other node pages a dataset in the browser without blocking the queue.
+
+    ATELIER_SCREENSHOTS=/tmp python -m benchmarks gallery      # with pictures of the screen, gallery50k_*.png
 """
 
 import random
@@ -12,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from .__main__ import Figure
+from .gallery_screen import on_screen
 
 COUNT, BULK, GROUPED, SHADE = 50_000, 10_000, 3000, 24
 
@@ -35,7 +40,7 @@ def run() -> list[Figure]:
         _rows(small, GROUPED)
         figures += _grouping(stores, small)
         stores.close()
-    return [Figure("keep a view of 50,000 rows", keeping, 500, "ms", most=500), *figures]
+    return [Figure("keep a view of 50,000 rows", keeping, 500, "ms", most=500), *figures, *on_screen(COUNT)]
 
 
 def _rows(folder: Path, count: int) -> None:

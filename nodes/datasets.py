@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from ..core.dataset.contact_sheet import contact_sheet
 from ..core.dataset.curate import CurateOptions, curate
 from ..core.dataset.expression import check_syntax
-from ..core.dataset.opening import STORE, edits, hold_out, listing, open_dataset, store_name
+from ..core.dataset.opening import STORE, edits, hold_out, listing, open_dataset, remarks, store_name
 from ..core.dataset.scan import Progress
 from ..core.dataset.selection import select
 from ..core.dataset.templates import fill_captions, write_sidecars
@@ -64,10 +64,8 @@ class LoadDataset(io.ComfyNode):
     def execute(cls, folder: str, validation: int, **take) -> io.NodeOutput:
         view = load(host.picture_source(folder), taken(take), cls.hidden.unique_id)
         view = hold_out(view, validation)
-        record = view.dataset()
-        lines = [view.summary(), *(f"skipped {s.path}: {s.reason}" for s in record.skipped)]
-        lines += [f"{row.path}: {note}" for row in view.rows() for note in row.notes if "caption" in note.lower()]
-        return io.NodeOutput(view, view.summary(), ui=ui.PreviewText("\n".join(lines)))
+        summary = view.summary()
+        return io.NodeOutput(view, summary, ui=ui.PreviewText("\n".join([summary, *remarks(view)])))
 
 
 def take_inputs() -> list:

@@ -63,6 +63,13 @@ def hold_out(view: View, every: int) -> View:
     return view.lay(held)
 
 
+def remarks(view: View) -> list[str]:
+    """What a person should know of a dataset: pictures that cannot be opened, captions that cannot be read."""
+    with Store(view.store, made=False) as store:
+        lines = [f"skipped {path}: {reason}" for path, reason in store.faults()]
+        return lines + [f"{path}: {note}" for path, note in store.noted("caption")]
+
+
 def listing(path: Path) -> str:
     """A digest of names, sizes and times, captions included, that changes when a scan has something to do."""
     path = Path(path)

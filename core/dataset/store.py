@@ -278,7 +278,17 @@ class Store:
     def faults(self) -> list[tuple[str, str]]:
         """Path and reason of every file that could not be read."""
         query = "SELECT path, fault FROM rows WHERE gone = 0 AND fault IS NOT NULL ORDER BY path"
-        return [(row["path"], row["fault"]) for row in self.db.execute(query)]
+        return list(map(tuple, self.db.execute(query)))
+
+    def rejections(self) -> dict[str, str]:
+        """Why each rejected row was rejected, by id."""
+        found = self.db.execute("SELECT id, coalesce(reason, 'rejected') FROM rows WHERE decision = 'reject'")
+        return dict(map(tuple, found))
+
+    def noted(self, word: str) -> list[tuple[str, str]]:
+        """Path and note of every note that has a word in it."""
+        query = "SELECT r.path, n.value FROM rows r, json_each(r.notes) n WHERE r.gone = 0 AND instr(n.value, ?)"
+        return list(map(tuple, self.db.execute(query, (word,))))
 
     def score_names(self) -> list[str]:
         """Names of all scores that some row has."""
@@ -354,8 +364,7 @@ class Store:
 
     def _count(self, db: sqlite3.Connection, by: str) -> None:
         if by == "human":
-            query = "INSERT INTO meta VALUES ('edited', '1') ON CONFLICT (key) DO UPDATE SET value = value + 1"
-            db.execute(query)
+            db.execute("INSERT INTO meta VALUES ('edited', '1') ON CONFLICT (key) DO UPDATE SET value = value + 1")
 
     def undo(self) -> str | None:
         """Take back the last undoable edit, and of its rows nothing that was changed besides.

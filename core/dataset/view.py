@@ -205,10 +205,10 @@ class View:
     def summary(self) -> str:
         """One line a person can check: how many are kept, why others are not."""
         with Store(self.store, made=False) as store:
-            rows, faults = self.rows_in(store, self.ids), len(store.faults())
-        rejected = [row.reason or "rejected" for row in rows if row.decision == "reject"]
+            reasoned, faults = store.rejections(), len(store.faults())
+        rejected = [reasoned[own] for own in map(base_of, self.ids) if own in reasoned]
         reasons = Counter(reason.partition(":")[0] for reason in [*(one.reason for one in self.left_out), *rejected])
-        parts = [f"{len(rows) - len(rejected)} of {len(rows) + len(self.left_out)} pictures kept"]
+        parts = [f"{len(self) - len(rejected)} of {len(self) + len(self.left_out)} pictures kept"]
         parts += [f"{count} {reason}" for reason, count in sorted(reasons.items())]
         return ", ".join(parts + ([f"{faults} unreadable"] if faults else []))
 

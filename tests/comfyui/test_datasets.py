@@ -401,3 +401,11 @@ def test_what_a_person_writes_after_an_import_stands(folder):
         store.caption({cup.id: [WrittenCaption("my own words")]}, "human")
     again = run(ImportDataset, **given).args[0]
     assert [c.text for row in again.rows() if row.id == cup.id for c in again.captions_of(row)] == ["my own words"]
+
+
+def test_a_caption_that_cannot_be_read_is_named(folder):
+    from flux_atelier.nodes.datasets import LoadDataset
+
+    (folder / "moon.txt").write_bytes("möon".encode("latin-1"))
+    out = run(LoadDataset, folder=folder.name, validation=0)
+    assert "moon.png: The caption moon.txt is not UTF-8 text" in out.ui.as_dict()["text"][0]

@@ -27,7 +27,7 @@ def dataset(folders):
         to_picture(picture).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(chosen[i].caption)
     with torch.inference_mode():
-        return datasets.LoadDataset.PREPARE_CLASS_CLONE(None).execute(folder="scenes", validation=1).args[0]
+        return datasets.LoadDataset.PREPARE_CLASS_CLONE(None).execute(folder="scenes", validation=0).args[0]
 
 
 @pytest.fixture(scope="module")

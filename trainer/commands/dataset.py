@@ -8,7 +8,7 @@ from pathlib import Path
 from ...core.dataset.contact_sheet import contact_sheet
 from ...core.dataset.curate import CurateOptions, curate
 from ...core.dataset.folder import load_folder
-from ...core.dataset.opening import hold_out, open_dataset
+from ...core.dataset.opening import hold_out, open_dataset, remarks
 from ...core.dataset.record import Dataset
 from ...core.dataset.scan import Progress
 from ...core.dataset.selection import select
@@ -95,8 +95,7 @@ def run_load(args) -> Iterator[str]:
     view = yield from view_at(args.folder, args.out, take)
     if args.validation:
         view = hold_out(view, args.validation)
-    for skipped in view.dataset().skipped:
-        yield f"skipped {skipped.path}: {skipped.reason}"
+    yield from remarks(view)
     yield written(view, args.out)
 
 

@@ -184,7 +184,11 @@ def test_ctrl_c_saves_and_the_run_goes_on(place, capsys):
         "--validate-every",
         "1",
     ]
-    child = subprocess.Popen([*words, "--steps", "5000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A suite that was started in the background has its children ignore the signal.
+    child = subprocess.Popen(
+        [*words, "--steps", "5000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     for line in child.stdout:
         if line.startswith("step 3/"):
             break
@@ -199,7 +203,9 @@ def test_ctrl_c_saves_and_the_run_goes_on(place, capsys):
     assert f"step {steps + 2}/{steps + 2}" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["convert", "merge", "resize --rank 2", "quantise --storage int8", "prune --share 0.1"])
+@pytest.mark.parametrize(
+    "command", ["convert", "merge", "resize --rank 2", "quantise --storage int8", "prune --share 0.1"]
+)
 def test_a_lora_is_not_written_over_itself(tmp_path, capsys, command):
     source = tmp_path / "a.safetensors"
     source.write_bytes(files.PAINTED.read_bytes())

@@ -113,7 +113,7 @@ def _quality(name: str, flow) -> list[Figure]:
             ours, peer = (255 * 10 ** (-value / 20) for value in (plain, mixed))
             figures.append(Figure(f"{name}: error on {title}", ours, peer, "/255", most=most))
     worst = max(0.0, -min(least.values()))
-    return [*figures, Figure(f"{name}: most lost to mixing, fallback", worst, 0.3, "dB", most=0.3)]
+    return [*figures, Figure(f"{name}: most lost to mixing, fallback", worst, None, "dB", most=0.3)]
 
 
 def _cuts() -> list[Figure]:
@@ -133,8 +133,8 @@ def _cuts() -> list[Figure]:
         cuts = [change_between(x, y) is Change.CUT for x, y in pairwise(thumbs)]
         found, right = found + sum(cuts), right + cuts[2]
     return [
-        Figure(f"cuts missed of {EDITS}", EDITS - right, EDITS * 0.02, "", most=EDITS * 0.02),
-        Figure(f"false cuts in {5 * EDITS} pairs", found - right, EDITS * 0.02, "", most=EDITS * 0.02),
+        Figure(f"cuts missed of {EDITS}", EDITS - right, None, "", most=EDITS * 0.02),
+        Figure(f"false cuts in {5 * EDITS} pairs", found - right, None, "", most=EDITS * 0.02),
     ]
 
 

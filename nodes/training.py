@@ -156,7 +156,11 @@ class TrainLora(io.ComfyNode):
             text = f"{run.lora_file}\nloss {records[-1]['loss']:.4f} after {records[-1]['step']} steps"
         loss = {"loss": [r["loss"] for r in records]}
         return io.NodeOutput(
-            to_wire(lora, name.strip()), loss, run, host.lora_name_of(host.lora_file(name.strip())), ui=ui.PreviewText(text)
+            to_wire(lora, name.strip()),
+            loss,
+            run,
+            host.lora_name_of(host.lora_file(name.strip())),
+            ui=ui.PreviewText(text),
         )
 
 

@@ -4,7 +4,17 @@ import json
 from pathlib import Path
 
 FILE = Path(__file__).with_name("node_faces.json")
-MACHINE = ("lora_name", "sampler", "scheduler", "checkpoint", "tuned_file", "base_file", "model_folder", "tagger_folder", "clip_folder")  # lists that differ by machine
+MACHINE = (
+    "lora_name",
+    "sampler",
+    "scheduler",
+    "checkpoint",
+    "tuned_file",
+    "base_file",
+    "model_folder",
+    "tagger_folder",
+    "clip_folder",
+)  # lists that differ by machine
 KEPT = ("default", "min", "max", "step", "options", "multiline", "template")
 
 

@@ -53,7 +53,7 @@ class Row:
     rejected: Decision | None = None
     mask: Companion | None = None
     control: Companion | None = None
-    crop: tuple[int, int, int, int] | None = None
+    crop: tuple[int, ...] | None = None
     ops: tuple[Mapping[str, object], ...] = ()
     repeats: int = 1
 

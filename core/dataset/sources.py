@@ -182,7 +182,8 @@ def _of_wikiart(path: str) -> dict[str, object]:
     if style is None:
         return {}
     artist, parted, _ = name.partition("_")
-    return {"style": style} | ({"artist": artist} if parted else {})
+    columns: dict[str, object] = {"style": style}
+    return columns | ({"artist": artist} if parted else {})
 
 
 @lru_cache(maxsize=4)

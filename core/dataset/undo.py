@@ -23,4 +23,4 @@ def remember(db: sqlite3.Connection, label: str, by: str, before: Mapping[str, o
     now = datetime.now(UTC).isoformat(timespec="seconds")
     entry = (label, by, now, json.dumps(before))
     last = db.execute("INSERT INTO undo (label, by, at, before) VALUES (?, ?, ?, ?)", entry).lastrowid
-    db.execute("DELETE FROM undo WHERE number <= ?", (last - UNDOABLE,))
+    db.execute("DELETE FROM undo WHERE number <= ?", ((last or 0) - UNDOABLE,))

@@ -40,7 +40,12 @@ LORA_ROOM = {  # what each leaves in output: LoRAs by name, and other files
 }
 
 
-DATASET_ROOM = ("curate-folder", "caption-ensemble", "wikiart-impressionism", "portrait-set")  # test_dataset_workflows.py
+DATASET_ROOM = (
+    "curate-folder",
+    "caption-ensemble",
+    "wikiart-impressionism",
+    "portrait-set",
+)  # test_dataset_workflows.py
 
 
 def write_pictures(folder: Path, captions: bool = False, controls: bool = False, masks: int = 0) -> None:

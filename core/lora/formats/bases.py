@@ -34,12 +34,12 @@ Parts = Mapping[str, Mapping[str, Tensor]]
 
 def base_of(found: Parts, metadata: Mapping[str, str]) -> Base:
     """The base model of a LoRA's modules: by names that only one has, the header, and sizes; else Flux.1."""
-    told_base = next((base for base in BASES if base == metadata.get(BASE_KEY)), None)
+    told_base: Base | None = next((base for base in BASES if base == metadata.get(BASE_KEY)), None)
     if told_base and any(module_name(m, told_base) for m in found):
         return told_base
     known = {base: [m for m in found if module_name(m, base)] for base in BASES}
     most = max(len(v) for v in known.values())
-    likely = [base for base in BASES if len(known[base]) == most]
+    likely: list[Base] = [base for base in BASES if len(known[base]) == most]
     if any(SECOND_CLIP.match(m) for m in found):
         likely = [base for base in likely if base in ("sdxl", "sd3")] or likely
     if len(likely) == 1:

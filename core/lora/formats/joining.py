@@ -34,10 +34,10 @@ def join(piece: Piece, parts: Mapping[Span, Layer], name: str) -> Layer:
     if any(isinstance(p, Rotation) for p in parts.values()):
         return _join_rotations(piece, parts, name)
     if any(isinstance(p, Dense) or (isinstance(p, Kron) and len(p.w2) == 1) for p in parts.values()):
-        rows, offsets = _rows(piece, {k: p.delta() for k, p in parts.items()}, name)
-        whole = torch.zeros(rows, next(iter(parts.values())).delta().shape[1])
-        for span, part in parts.items():
-            delta = part.delta()
+        deltas = {span: part.delta() for span, part in parts.items() if not isinstance(part, Rotation)}
+        rows, offsets = _rows(piece, deltas, name)
+        whole = torch.zeros(rows, next(iter(deltas.values())).shape[1])
+        for span, delta in deltas.items():
             whole[offsets[span] : offsets[span] + len(delta)] = delta
         return Dense(whole)
     return _join_factors(piece, {k: _factored(p) for k, p in parts.items()}, name)

@@ -18,6 +18,7 @@ from . import host, types
 from .host.velocity import velocities
 from .host.weights import ModelWeights
 from .loras import CATEGORY
+from .widgets import drawing_inputs
 from .wire import from_wire, names_of, to_wire
 
 SIDES = (64, 4096, 16)  # of a picture in pixels: the least, the most, the step
@@ -236,20 +237,12 @@ class LoraImportance(io.ComfyNode):
                     step=0.01,
                     tooltip="Blocks below this part of the strongest block's change get weight 0 in the block weights.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate="fixed",
-                    tooltip="Seed of the first prompt's picture and noise; the next ones count up.",
+                *drawing_inputs(
+                    "Seed of the first prompt's picture and noise; the next ones count up.",
+                    steps="Sampling steps of the pictures that noise is put on.",
+                    first=12,
+                    side=512,
                 ),
-                io.Int.Input(
-                    "steps", default=12, min=1, max=200, tooltip="Sampling steps of the pictures that noise is put on."
-                ),
-                io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="Flux guidance."),
-                io.Int.Input("width", default=512, min=64, max=4096, step=16, tooltip="Width in pixels."),
-                io.Int.Input("height", default=512, min=64, max=4096, step=16, tooltip="Height in pixels."),
             ],
             outputs=[
                 io.Image.Output(display_name="heat map"),

@@ -44,12 +44,12 @@ class SplitDataset(io.ComfyNode):
     @classmethod
     def execute(cls, dataset: View, copies_together: bool, **options) -> io.NodeOutput:
         chosen = parse(SplitOptions, nest(SplitOptions, options), "Split Dataset")
-        rows, groups = [row for row in dataset.rows() if row.decision != "reject"], ()
+        rows, groups = dataset.kept_rows(), ()
         if copies_together:
             found = finish(duplicates(dataset, rows, False), cls.hidden.unique_id, len(rows))
             groups = [(group.kept, *group.left_out) for group in found]
         view = split_view(dataset, chosen, groups)
-        splits = {row.id: row.split for row in view.rows() if row.decision != "reject"}
+        splits = {row.id: view.laid[row.id]["split"] for row in rows}
         parts = [view.only(own for own in view.ids if splits.get(own) == name) for name in SPLITS]
         lines = [", ".join(f"{len(part)} {name}" for part, name in zip(parts, SPLITS, strict=True))]
         lines += [f"{len(groups)} groups of copies stay together"] if groups else []
@@ -114,7 +114,7 @@ class BalanceDataset(io.ComfyNode):
     @classmethod
     def execute(cls, dataset: View, by: str, **options) -> io.NodeOutput:
         chosen = parse(BalanceOptions, nest(BalanceOptions, options), "Balance Dataset")
-        rows = [row for row in dataset.rows() if row.decision != "reject"]
+        rows = dataset.kept_rows()
         found = balance(rows, by.strip(), chosen)
         view = dataset.lay({own: {"repeats": times} for own, times in found.repeats.items()})
         trained = [row.id for row in rows if row.split == "train"]

@@ -9,6 +9,7 @@ from ..core.evaluation.grid import picture_grid
 from ..core.evaluation.style_figure import describe, describe_files, style_position
 from ..core.images import to_image, to_picture
 from . import host, types
+from .widgets import drawing_inputs
 
 CATEGORY = "Flux Atelier/Evaluation"
 MOST_TARGETS = 128  # pictures of the target style that are looked at
@@ -31,18 +32,7 @@ class CompareLora(io.ComfyNode):
                 types.LoraModel.Input("lora", tooltip="The LoRA to look at."),
                 io.String.Input("prompts", default="", multiline=True, tooltip="One prompt a line."),
                 io.Float.Input("strength", default=1.0, min=-4.0, max=4.0, step=0.05, tooltip="Strength of the LoRA."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate="fixed",
-                    tooltip="Seed of the first prompt; the next ones count up.",
-                ),
-                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps."),
-                io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="Flux guidance."),
-                io.Int.Input("width", default=1024, min=64, max=4096, step=16, tooltip="Width in pixels."),
-                io.Int.Input("height", default=1024, min=64, max=4096, step=16, tooltip="Height in pixels."),
+                *drawing_inputs("Seed of the first prompt; the next ones count up.", side=1024),
                 types.Dataset.Input(
                     "target", optional=True, tooltip="Pictures of the wanted style, for the style figure."
                 ),

@@ -137,8 +137,8 @@ class DatasetToImages(io.ComfyNode):
             )
         progress = host.Progress(len(found), cls.hidden.unique_id)
         images = []
-        for i, (row, _) in enumerate(found, 1):
-            images.append(to_image(open_pictures(dataset, [row])[0]))
+        for i, picture in enumerate(open_pictures(dataset, [row for row, _ in found]), 1):
+            images.append(to_image(picture))
             progress.at(i)
         texts = [text for _, text in found]
         return io.NodeOutput(images, texts, ui=ui.PreviewText(f"{len(images)} images, {needed:.2f} GiB"))

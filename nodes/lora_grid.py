@@ -27,6 +27,7 @@ from . import host, types
 from .analysis import check_size
 from .host.cells import Painter, sampler_names, scheduler_names, with_lora_named
 from .loras import CATEGORY
+from .widgets import drawing_inputs
 from .wire import LoraTensors, from_wire, to_wire
 
 AXES = ("x", "y", "z")
@@ -66,18 +67,7 @@ def picture_inputs() -> list:
             multiline=True,
             tooltip="Block weights of the LoRAs, such as single.0-9 = 0.5; empty is 1 everywhere.",
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=2**63 - 1,
-            control_after_generate="fixed",
-            tooltip="Seed of every picture, so that only what the axes say differs.",
-        ),
-        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps."),
-        io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="Flux guidance."),
-        io.Int.Input("width", default=1024, min=64, max=4096, step=16, tooltip="Width in pixels."),
-        io.Int.Input("height", default=1024, min=64, max=4096, step=16, tooltip="Height in pixels."),
+        *drawing_inputs("Seed of every picture, so that only what the axes say differs.", most=1000, side=1024),
         io.Combo.Input("sampler", options=sampler_names(), default="euler", tooltip="ComfyUI's sampler."),
         io.Combo.Input("scheduler", options=scheduler_names(), default="simple", tooltip="ComfyUI's schedule."),
         io.String.Input(

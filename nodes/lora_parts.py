@@ -11,6 +11,7 @@ from ..core.lora.shared import split_shared
 from . import host, types
 from .analysis import check_size, read_numbers, read_prompts, shown
 from .loras import CATEGORY
+from .widgets import drawing_inputs
 from .wire import called, from_wire, to_wire
 
 BY = (
@@ -141,18 +142,7 @@ class DirectionStrip(io.ComfyNode):
                     "rest", default=0.0, min=-4.0, max=4.0, step=0.05, tooltip="Strength of all other parts together."
                 ),
                 io.String.Input("prompt", default="", multiline=True, tooltip="One prompt a line, one row each."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate="fixed",
-                    tooltip="Seed of every picture.",
-                ),
-                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps."),
-                io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="Flux guidance."),
-                io.Int.Input("width", default=1024, min=64, max=4096, step=16, tooltip="Width in pixels."),
-                io.Int.Input("height", default=1024, min=64, max=4096, step=16, tooltip="Height in pixels."),
+                *drawing_inputs("Seed of every picture.", side=1024),
             ],
             outputs=[io.Image.Output(display_name="strip"), io.Image.Output(display_name="pictures")],
         )

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..core.errors import AtelierError
 from ..core.style.color import transfer_color
 from . import host
+from .widgets import drawing_inputs
 
 CATEGORY = "Flux Atelier/Style"
 
@@ -38,16 +39,7 @@ class Stylise(io.ComfyNode):
                     step=0.01,
                     tooltip="Share of the way back to noise: 0 keeps the picture, 1 forgets it.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate="fixed",
-                    tooltip="Seed of the noise.",
-                ),
-                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps of the whole way."),
-                io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="Flux guidance."),
+                *drawing_inputs("Seed of the noise.", steps="Sampling steps of the whole way."),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )

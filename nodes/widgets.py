@@ -18,6 +18,24 @@ def inputs_of(kind: type[Options], names: Iterable[str] | None = None, optional:
     return [widget(name, fields[name], optional) for name in names or fields]
 
 
+def drawing_inputs(seed: str, steps: str = "Sampling steps.", first: int = 20, most: int = 200, side: int = 0) -> list:
+    """Seed, steps and guidance of a node that draws pictures.
+
+    seed, steps  tooltips
+    first, most  steps
+    side         pixels: width and height too, beginning with this; 0 for nodes whose pictures have a size
+    """
+    found = [
+        io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate="fixed", tooltip=seed),
+        io.Int.Input("steps", default=first, min=1, max=most, tooltip=steps),
+        io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="Flux guidance."),
+    ]
+    for name in ("width", "height") if side else ():
+        tooltip = f"{name.capitalize()} in pixels."
+        found.append(io.Int.Input(name, default=side, min=64, max=4096, step=16, tooltip=tooltip))
+    return found
+
+
 def widget(name: str, field: FieldInfo, optional: bool = False):
     """One field as a ComfyUI input."""
     common: dict[str, Any] = {"default": field.default, "tooltip": field.description, "optional": optional}

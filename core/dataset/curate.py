@@ -11,7 +11,7 @@ from pydantic import Field
 from ..options import Options
 from .duplicates import Group, find_duplicates
 from .looks import copies_of, look_at_rows
-from .store import Store
+from .opening import root_of
 from .stored import StoredRow
 from .view import View
 
@@ -67,7 +67,7 @@ def curate(view: View, options: CurateOptions) -> Generator[int, None, View]:
 
     -> the number of thumbnails looked at, now and then; returns the view without what is left out
     """
-    rows = [row for row in view.rows() if row.decision != "reject"]
+    rows = view.kept_rows()
     wanted = {row.id for row in rows if row.decision == "keep"}
     reasons = {row.id: reason for row in rows if row.id not in wanted and (reason := fault(row, options))}
     if options.duplicates != "off":
@@ -82,10 +82,8 @@ def duplicates(view: View, rows: list[StoredRow], robust: bool) -> Generator[int
     -> the number of thumbnails looked at, now and then; returns the groups
     """
     rows = [row for row in rows if row.parent is None]
-    with Store(view.store, made=False) as store:
-        root = store.meta("root")
     looks = None
-    for step in look_at_rows(view.store, root, rows):
+    for step in look_at_rows(view.store, root_of(view), rows):
         if isinstance(step, int):
             yield step
         else:

@@ -52,10 +52,15 @@ def set_split(dataset: Dataset, every: int) -> Dataset:
     """Set one in `every` pictures aside for validation, chosen by their bytes so that adding pictures moves none."""
     if every <= 0:
         return dataset
-    held = [int(row.digest[:8], 16) % every == 0 for row in dataset.rows]
+    held = [is_held_out(row.digest, every) for row in dataset.rows]
     return dataset.with_rows(
         [replace(r, split="validation" if h else "train") for r, h in zip(dataset.rows, held, strict=True)]
     )
+
+
+def is_held_out(digest: str, every: int) -> bool:
+    """Whether a picture is the one in `every` that is set aside, by its bytes alone."""
+    return int(digest[:8], 16) % every == 0
 
 
 def picture_files(root: Path) -> Iterator[Path]:
@@ -86,10 +91,10 @@ def _read_row(root: Path, file: Path) -> Row | Skipped:
     try:
         width, height = check_picture(file)
         captions = read_captions(file)
-        beside = {kind: companion(root, file, kind) for kind in COMPANIONS}
+        mask, control = (companion(root, file, kind) for kind in ("mask", "control"))
     except AtelierError as error:
         return Skipped(name, str(error))
-    return Row(digest_of(name, size=8), name, digest(file), width, height, captions, **beside)
+    return Row(digest_of(name, size=8), name, digest(file), width, height, captions, mask=mask, control=control)
 
 
 def check_picture(file: Path) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..errors import AtelierError
 from ..files import digest_of
-from .folder import open_picture
+from .folder import is_held_out, open_picture
 from .replay import replay
 from .scan import Progress, scan, thumb_path
 from .sources import list_folder, open_source
@@ -55,12 +55,8 @@ def hold_out(view: View, every: int) -> View:
     """Set one picture in so many aside for validation, by its bytes, so that adding pictures moves none."""
     if not every:
         return view
-    held = {
-        row.id: {"split": "validation"}
-        for row in view.rows()
-        if row.split == "train" and int(row.digest[:8], 16) % every == 0
-    }
-    return view.lay(held)
+    rows = (row for row in view.rows() if row.split == "train" and is_held_out(row.digest, every))
+    return view.lay({row.id: {"split": "validation"} for row in rows})
 
 
 def remarks(view: View) -> list[str]:

@@ -97,9 +97,8 @@ def split_view(view: View, options: SplitOptions, groups: Iterable[Sequence[str]
     groups  ids of pictures that belong together
     Raises AtelierError as split_rows does.
     """
-    key = f"split {digest_of(options.model_dump(), size=8)}"
+    key, rows = f"split {digest_of(options.model_dump(), size=8)}", view.kept_rows()
     with Store(view.store, made=False) as store:
-        rows = [row for row in view.rows_in(store, view.ids) if row.decision != "reject"]
         known = json.loads(store.meta(key) or "{}")
         splits = split_rows(rows, options, groups, known)
         # A picture that is not in this view today keeps its place for the day it comes back.

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 # Columns that hold JSON; what a scan finds; what people and nodes choose.
@@ -81,6 +81,19 @@ class StoredRow:
 def written(caption: WrittenCaption) -> tuple:
     """A caption's values in the order of its columns; dataclasses' astuple takes ten times as long."""
     return tuple(vars(caption).values())
+
+
+def counting_places(captions: Sequence[WrittenCaption], preferred: Iterable[str] = ()) -> list[int]:
+    """Which of a row's captions count: a person's, else the first preferred model's that has one, else the last model's.
+
+    ->  their places, in order; none where there is no caption
+    """
+    human = [i for i, caption in enumerate(captions) if caption.author == "human"]
+    if human or not captions:
+        return human
+    there = {caption.model for caption in captions}
+    model = next((name for name in preferred if name in there), captions[-1].model)
+    return [i for i, caption in enumerate(captions) if caption.model == model]
 
 
 def pack(name: str, value: object) -> object:

@@ -1,6 +1,6 @@
 """A view in the words of the exchange formats, and what was read from one laid on a view."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -50,7 +50,7 @@ def export_view(view: View, name: str, target: Target, tick: Callable[[int], obj
     tick    is called with the number of pictures done; what it raises ends the export and leaves all as it was
     Raises AtelierError as export_rows does, or if no picture is kept.
     """
-    rows = [row for row in view.rows() if row.decision != "reject"]
+    rows = view.kept_rows()
     if not rows:
         raise AtelierError(f"None of {counted(len(view), 'picture')} is kept. Loosen the curation, or keep some.")
     root = root_of(view)
@@ -145,11 +145,11 @@ def estimate_bytes(view: View) -> int:
 
 def pictures_of(view: View) -> list[tuple[StoredRow, str]]:
     """The kept rows of a view that are not of the test split, each with its first caption that counts, or nothing."""
-    kept = [row for row in view.rows() if row.decision != "reject" and row.split != "test"]
+    kept = [row for row in view.kept_rows() if row.split != "test"]
     return [(row, (*(c.text for c in view.captions_of(row)), "")[0]) for row in kept]
 
 
-def open_pictures(view: View, rows: Sequence[StoredRow]) -> list[Image.Image]:
-    """Open rows' pictures as the view says."""
+def open_pictures(view: View, rows: Sequence[StoredRow]) -> Iterator[Image.Image]:
+    """Open rows' pictures as the view says, one after another."""
     root = root_of(view)
-    return [open_row(view, root, row) for row in rows]
+    return (open_row(view, root, row) for row in rows)

@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from ..errors import AtelierError
 from ..files import digest_of
@@ -19,7 +20,7 @@ from .mirroring import MIRRORED, mirrored_words
 from .record import Caption, Companion, Dataset, Decision, Row, Skipped
 from .replay import replayed_size
 from .store import Store, score_column
-from .stored import StoredRow, WrittenCaption, pack
+from .stored import StoredRow, WrittenCaption, counting_places, pack
 
 OVERLAID = (*LAID, "ops", "captions", "parent", MIRRORED)
 INHERITED = ("split", "repeats", "tags", "captions", "boxes")  # that a variant has of its row
@@ -182,6 +183,10 @@ class View:
         """Whole rows from one place in the order to another, as the store holds them now, with what is laid on them."""
         return self._with_store(lambda store: self.rows_in(store, self.ids[start:stop]))
 
+    def kept_rows(self) -> list[StoredRow]:
+        """The rows that nobody rejected."""
+        return [row for row in self.rows() if row.decision != "reject"]
+
     def rows_in(self, store: Store, ids: Iterable[str]) -> list[StoredRow]:
         """The same for some ids, from a store that is open."""
         wanted = list(ids)
@@ -228,12 +233,8 @@ class View:
 
     def captions_of(self, row: StoredRow) -> tuple[Caption, ...]:
         """The captions that count: a person's, else the first preferred model's that has one, else the last model's."""
-        human = tuple(c for c in row.captions if c.author == "human")
-        if human or not row.captions:
-            return tuple(Caption(c.text, "human") for c in human)
-        there = {c.model for c in row.captions}
-        model = next((name for name in self.captions if name in there), row.captions[-1].model)
-        return tuple(Caption(c.text, c.model or c.author) for c in row.captions if c.model == model)
+        chosen = [row.captions[place] for place in counting_places(row.captions, self.captions)]
+        return tuple(Caption(c.text, "human" if c.author == "human" else c.model or c.author) for c in chosen)
 
     def ops_of(self, row: StoredRow) -> tuple[Mapping[str, object], ...]:
         """What is done to a row's picture after its crop."""
@@ -291,7 +292,7 @@ def _select(store: Store, expression: str, order: str, laid: Mapping[str, Mappin
         raise AtelierError(f"The filter {expression!r} cannot be used ({error}). Make it simpler.") from None
 
 
-def _lay_out(store: Store, laid: Mapping[str, Mapping[str, object]]) -> bool:
+def _lay_out(store: Store, laid: Mapping[str, Mapping[str, Any]]) -> bool:
     """Put what is laid on rows into temporary tables of this connection; False where there is nothing to put."""
     seen = {own: values for own, values in laid.items() if "+" not in own}
     rows = [

@@ -15,7 +15,7 @@ from .captions import with_trigger
 from .claims import estimate_tokens, normalize, singular
 from .diversity import evenness
 from .lint import FEWEST, STOPS, WORD
-from .stored import StoredRow
+from .stored import StoredRow, counting_places
 
 LONGEST_PHRASE = 4  # words
 RAREST = 0.02  # share of captions below which phrases are not looked for
@@ -148,12 +148,7 @@ def caption_of(row: StoredRow, preferred: Sequence[str] = ()) -> str:
     ->         the first caption of whoever was chosen; empty if there is none
     """
     texts = [c for c in row.captions if c.text.strip()]
-    human = next((c.text for c in texts if c.author == "human"), None)
-    if human is not None or not texts:
-        return human or ""
-    there = {c.model for c in texts}
-    model = next((name for name in preferred if name in there), texts[-1].model)
-    return next(c.text for c in texts if c.model == model)
+    return next((texts[place].text for place in counting_places(texts, preferred)), "")
 
 
 def read_words(rows: Sequence[StoredRow], rules: WordRules, axes: Mapping[str, Mapping[str, str]] = AXES) -> Words:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ...core.dataset.edit import Search, dedupe_tags, order_tags, replace_all, shuffle_tags, split_tags, with_ends
 from ...core.dataset.lint import Edit, Finding, LintRules, lint, mend
 from ...core.dataset.store import Store
-from ...core.dataset.stored import StoredRow, WrittenCaption
+from ...core.dataset.stored import WrittenCaption, counting_places
 from ...core.dataset.view import View
 from ...core.errors import AtelierError
 from ...core.files import digest_of
@@ -37,24 +37,14 @@ class Written:
 def counting(view: View) -> dict[str, Written]:
     """The captions of a view that count, by name; variants share their row's, unless theirs are laid on them."""
     named: dict[str, Written] = {}
-    for row in view.rows():
-        if row.decision == "reject" or ("+" in row.id and "captions" not in view.laid.get(row.id, {})):
+    for row in view.kept_rows():
+        if "+" in row.id and "captions" not in view.laid.get(row.id, {}):
             continue
         number = row.id.partition("+")[2]
-        for at, place in enumerate(_places(view, row)):
+        for at, place in enumerate(counting_places(row.captions, view.captions)):
             name = row.path + (f" +{number}" if number else "") + (f" ({at + 1})" if at else "")
             named[name] = Written(row.id, place, row.captions[place])
     return named
-
-
-def _places(view: View, row: StoredRow) -> list[int]:
-    """Where in a row's captions those stand that View.captions_of gives."""
-    human = [i for i, c in enumerate(row.captions) if c.author == "human"]
-    if human or not row.captions:
-        return human
-    there = {c.model for c in row.captions}
-    model = next((name for name in view.captions if name in there), row.captions[-1].model)
-    return [i for i, c in enumerate(row.captions) if c.model == model]
 
 
 def texts_of(named: Mapping[str, Written]) -> dict[str, str]:

@@ -73,8 +73,7 @@ def run_balance(args) -> Iterator[str]:
     from ..cli import read_options
 
     whole = yield from view_at(args.dataset, args.out)
-    rows = [row for row in whole.rows() if row.decision != "reject"]
-    found = balance(rows, args.by, read_options(BalanceOptions, args))
+    found = balance(whole.kept_rows(), args.by, read_options(BalanceOptions, args))
     yield from (f"{group.name or 'others'}: {group.reason}" for group in found.groups)
     yield written(whole.lay({own: {"repeats": times} for own, times in found.repeats.items()}), args.out)
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests" / "comfyui"))  # the browser and the server that the tests drive
+import placeholders  # noqa: E402
 from browser import Browser  # noqa: E402
 from comfy_process import Server  # noqa: E402
 
@@ -61,7 +62,8 @@ INTRO = 440  # width of the first note
 LETTER, LINE, NOTE_EXTRA = 6.0, 18, 60  # of a note's text: width of a letter, height of a line, frame and padding
 COLOR = "#3f789e"
 FIRST_NOTE = 101  # number of the first note; nodes count from 1
-CARD, CARD_WIDTH = (768, 432), 2000  # a thumbnail in pixels, and how much of a graph it shows at most
+CARD = 768, 432  # a thumbnail in pixels
+CARD_NARROW, CARD_WIDTH = 1600, 2000  # how much of a graph it shows
 BARS = (90, 130, 700, 500)  # what the frontend lays over the canvas: left, top, right, bottom
 
 MEASURE = "window.app.graph._nodes.map(n => [String(n.id), n.type, n.size[1]])"
@@ -117,8 +119,10 @@ class Layout:
     def card(self) -> Box:
         """The part that the thumbnail shows: the groups below their notes, as wide as stays readable."""
         last = self.groups[-1]["box"]
-        width = min(last[0] + last[2] - INTRO - GAP, CARD_WIDTH)
         top = min(b[1] for n, b in self.boxes.items() if int(n) < FIRST_NOTE) - TITLE - GAP / 2
+        tall = max(b[1] + b[3] for n, b in self.boxes.items() if int(n) < FIRST_NOTE) - top
+        wide = max(CARD_NARROW, tall * CARD[0] / CARD[1])  # a flat graph is shown larger, not on an empty half
+        width = min(last[0] + last[2] - INTRO - GAP, CARD_WIDTH, wide)
         return INTRO + GAP, top, width, width * CARD[1] / CARD[0]
 
     def add_note(self, title: str, text: str, box: Box) -> None:
@@ -275,6 +279,9 @@ def main() -> None:
         # resume reads this one; it is only listed here.
         (server.base / "output" / "loras").mkdir()
         (server.base / "output" / "loras" / "quickstart.safetensors").touch()
+        placeholders.place(
+            server.base, (json.loads((WORKFLOWS / "api" / f"{name}.json").read_text()) for name in names)
+        )
         with server:
             asyncio.run(run(server, names, Path(folder) / "profile"))
 

@@ -11,42 +11,33 @@ ROOT = Path(__file__).resolve().parent.parent
 FACES = json.loads((ROOT / "tests" / "node_faces.json").read_text())
 GRAPHS = sorted((ROOT / "workflows").glob("*.json"))
 TWINS = sorted((ROOT / "workflows" / "api").glob("*.json"))
-CORE = {  # the nodes of ComfyUI itself that the workflows use: outputs, and types of the inputs that take links
-    "LoraModelLoader": (["MODEL"], {"model": "MODEL", "lora": "LORA_MODEL"}),
-    "CreateVideo": (["VIDEO"], {"images": "IMAGE"}),
-    "SaveVideo": ([], {"video": "VIDEO"}),
-    "PreviewAny": (["STRING"], {"source": "*"}),
-    "PreviewImage": ([], {"images": "IMAGE"}),
-    "ImageFromBatch": (["IMAGE"], {"image": "IMAGE"}),
-    "VAEEncode": (["LATENT"], {"pixels": "IMAGE", "vae": "VAE"}),
-    "VAEDecode": (["IMAGE"], {"samples": "LATENT", "vae": "VAE"}),
-    "CLIPTextEncode": (["CONDITIONING"], {"clip": "CLIP"}),
-    "ReferenceLatent": (["CONDITIONING"], {"conditioning": "CONDITIONING", "latent": "LATENT"}),
-    "FluxGuidance": (["CONDITIONING"], {"conditioning": "CONDITIONING"}),
-    "ConditioningZeroOut": (["CONDITIONING"], {"conditioning": "CONDITIONING"}),
-    "KSampler": (
-        ["LATENT"],
-        {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING", "latent_image": "LATENT"},
-    ),
-}
+CORE = json.loads((ROOT / "tests" / "core_faces.json").read_text())  # ComfyUI's own nodes
 
 TITLE = 30  # height of a node's title bar, which stands above its position
 
 
 def outputs_of(kind: str) -> list[str]:
-    return FACES[kind]["outputs"] if kind in FACES else CORE[kind][0]
+    return (FACES if kind in FACES else CORE)[kind]["outputs"]
 
 
 def input_of(kind: str, name: str) -> dict:
     """What an input takes; an Autogrow's `loras.lora0` is its template's."""
     if kind not in FACES:
-        return {"type": CORE[kind][1].get(name, "*")}
+        return {"type": CORE[kind]["inputs"][name]}
     inputs = FACES[kind]["inputs"]
     if name in inputs:
         return inputs[name]
     group = inputs[name.split(".")[0]]
     (inner,) = group["template"]["input"]["required"].values()
     return {"type": inner[0]}
+
+
+def needed_by(kind: str) -> set[str]:
+    """Inputs that a node does not go without."""
+    if kind not in FACES:
+        return set(CORE[kind]["needed"])
+    inputs = FACES[kind]["inputs"].items()
+    return {name for name, i in inputs if i["need"] == "required" and i["type"] != "COMFY_AUTOGROW_V3"}
 
 
 def test_every_graph_has_its_twin_and_its_layout():
@@ -75,13 +66,8 @@ def test_api_files_fit_the_nodes(path):
                 assert value in face["options"], where
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 assert face.get("min", value) <= value <= face.get("max", value), where
-        if kind in FACES:
-            needed = {
-                n
-                for n, i in FACES[kind]["inputs"].items()
-                if i["need"] == "required" and i["type"] != "COMFY_AUTOGROW_V3"
-            }
-            assert needed <= node["inputs"].keys(), f"{number} {kind} lacks {needed - node['inputs'].keys()}"
+        needed = needed_by(kind)
+        assert needed <= node["inputs"].keys(), f"{number} {kind} lacks {needed - node['inputs'].keys()}"
 
 
 def values_of(node: dict) -> dict:

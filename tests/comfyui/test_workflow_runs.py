@@ -46,6 +46,7 @@ DATASET_ROOM = (
     "wikiart-impressionism",
     "portrait-set",
 )  # test_dataset_workflows.py
+CORE_NODES = ("controlnet-lora", "inpaint-lora", "outpaint-lora", "redux-lora", "upscale-lora")  # test_core_workflows.py
 
 
 def write_pictures(folder: Path, captions: bool = False, controls: bool = False, masks: int = 0) -> None:
@@ -133,7 +134,7 @@ def quickstart(server) -> list[dict]:
 
 def test_every_workflow_is_run_here():
     trainings = {"quickstart", "resume", "train-kontext", "train-low-vram", "train-style", "train-subject"}
-    assert set(TWINS) == trainings | set(LORA_ROOM) | set(DATASET_ROOM)
+    assert set(TWINS) == trainings | set(LORA_ROOM) | set(DATASET_ROOM) | set(CORE_NODES)
 
 
 def test_a_style_keeps_the_weights_of_the_best_validation(server):

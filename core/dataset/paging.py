@@ -33,7 +33,9 @@ from .view import LeftOut, View, base_of
 MOST_ROWS = 500  # of a page
 OPEN, KEPT = 4, 24  # stores that stay open; answers kept for each
 # What people cannot change: an order or filter of these words and of scores outlives their edits.
-FIXED = {*"width height path id format shorter longer megapixels aspect note and or not".split()}
+FIXED = {
+    "width", "height", "path", "id", "format", "shorter", "longer", "megapixels", "aspect", "note", "and", "or", "not",
+}  # fmt: skip
 WORD = re.compile(r"[^\W\d][\w.]*")
 PRESENT = "SELECT r.id FROM json_each(?) j JOIN rows r ON r.id = j.value"
 ALL, LEFT, GROUPS = "all", "left_out", "groups"

@@ -1,32 +1,135 @@
 """Frames in between: for a batch of images, and for a video that streams from file to file."""
 
-from contextlib import ExitStack
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from uuid import uuid4
+from time import monotonic
+from typing import Any, TypeVar
 
 import torch
-from comfy_api.latest import InputImpl, io
+from comfy_api.latest import InputImpl, io, ui
+from PIL import Image
 
+from ..core.counting import counted
 from ..core.errors import AtelierError
-from ..core.frames.interpolate import Between, flow_between, interpolate
+from ..core.frames.interpolate import Method, RetimeOptions, flow_method, made_surely, method_of, plain, planned
 from ..core.frames.rife import Rife
-from ..core.frames.rife_models import find_model
-from ..core.frames.video import probe, read_frames, write_video
+from ..core.frames.rife_models import FILES, find_model
+from ..core.frames.stream import Report, StreamOptions, others, partial_of, retime_file, run_key, source_key
+from ..core.frames.timing import frame_count, parse_rate
+from ..core.frames.video import probe
+from ..core.images import to_picture, within
 from . import host
+from .widgets import inputs_of
 
 CATEGORY = "Flux Atelier/Frames"
-METHODS = ("flow", "rife")
 BEST = -2  # the input that leaves the choice of the device to the pack
+INTERP_MODEL = io.Custom("INTERP_MODEL")  # of core's Load Frame Interpolation Model
+LOOK = 0.1  # seconds between looks at whether the person has cancelled
+PREVIEW, PREVIEW_SECONDS = 384, 0.5  # pixels of the longer side; at most so often
+LONGEST_STEM = 100  # characters of a name that is taken from a file, as file systems end at 255 bytes
+
+log = logging.getLogger("flux_atelier")
 
 
-def shared_inputs() -> list:
+Made = TypeVar("Made")
+
+
+class Beside:
+    """A thread for work that would not see a cancel for seconds, such as the flow of a large frame."""
+
+    def __init__(self, stack: ExitStack):
+        """Start it; with the stack it ends, after what it is at."""
+        self.pool = ThreadPoolExecutor(1)
+        stack.callback(self.pool.shutdown, wait=False)
+
+    def run(self, work: Callable[..., Made]) -> Callable[..., Made]:
+        """The same function, done in the thread; a cancel is raised at once."""
+
+        def done(*given) -> Made:
+            task = self.pool.submit(torch.inference_mode(torch.is_inference_mode_enabled())(work), *given)
+            while not wait([task], LOOK).done:
+                host.check_cancel()
+            return task.result()
+
+        return done
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An interpolator at work, and its name: a stopped film goes on only with the same."""
+
+    method: Method
+    name: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a node's inputs say of the interpolator."""
+
+    method: str
+    rife_model: str = ""
+    gpu: int = BEST
+    interp_model: Any = None
+
+    def open(self, stack: ExitStack) -> Opened:
+        """Open it; it is closed with the stack. Raises AtelierError for what is missing."""
+        return METHODS[self.method](stack, self)
+
+
+def open_flow(stack: ExitStack, choice: Choice) -> Opened:
+    method = flow_method()
+    beside = Beside(stack)
+    return Opened(Method(beside.run(method.plain), beside.run(method.sure)), "flow")
+
+
+def open_rife(stack: ExitStack, choice: Choice) -> Opened:
+    folder = find_rife(choice.rife_model)
+    device = None if choice.gpu == BEST else choice.gpu
+    between = stack.enter_context(Rife(folder, device, waiting=host.check_cancel))
+    return Opened(method_of(between), " ".join(["rife", *(source_key(folder / file) for file in FILES)]))
+
+
+def open_model(stack: ExitStack, choice: Choice) -> Opened:
+    if choice.interp_model is None:
+        raise AtelierError(
+            "The model method needs an interp_model. Connect ComfyUI's Load Frame Interpolation Model, "
+            "or choose the flow method."
+        )
+    between = stack.enter_context(host.InterpolationModel(choice.interp_model, host.check_cancel))
+    return Opened(method_of(between), between.key)
+
+
+METHODS: dict[str, Callable[[ExitStack, Choice], Opened]] = {"flow": open_flow, "rife": open_rife, "model": open_model}
+
+
+def find_rife(name: str) -> Path:
+    """A RIFE model's folder in models/frame_interpolation or models/rife; raises AtelierError that names the place."""
+    roots = [*host.model_folders("frame_interpolation"), *host.model_folders("rife")]
+    if not name.strip():
+        raise AtelierError(
+            f"The rife method needs a model. Run Fetch RIFE Model, or put one into {roots[0]}, and write its folder's name."
+        )
+    return find_model(name.strip(), roots)
+
+
+def method_inputs(rate: str) -> list:
+    """The rate, and how frames are made."""
     return [
-        io.Combo.Input("factor", options=["2x", "4x"], default="2x", tooltip="How many times as many frames."),
+        io.String.Input(
+            "rate",
+            default=rate,
+            tooltip="Frames a second of the result, such as 60, 59.94 or 60000/1001; or 2x, 4x, 8x of the source's.",
+        ),
         io.Combo.Input(
             "method",
             options=list(METHODS),
             default="flow",
-            tooltip="flow: no model needed. rife: RIFE v4 by rife-ncnn-vulkan.",
+            tooltip="flow: no model needed. rife: RIFE v4 by rife-ncnn-vulkan. model: what is connected to interp_model.",
         ),
         io.String.Input(
             "rife_model",
@@ -35,28 +138,57 @@ def shared_inputs() -> list:
         ),
         io.Int.Input(
             "gpu",
-            default=-2,
-            min=-2,
+            default=BEST,
+            min=BEST,
             max=15,
             tooltip="Vulkan device of the rife method; -1 is the CPU, -2 the best real GPU, else the CPU.",
         ),
     ]
 
 
-def open_method(stack: ExitStack, method: str, rife_model: str, gpu: int) -> Between:
-    """The chosen interpolator, closed with the stack."""
-    if method == "flow":
-        return flow_between()
-    device = None if gpu == BEST else gpu
-    return stack.enter_context(Rife(find_rife(rife_model), device, waiting=host.check_cancel))
+def further_inputs(options: type[RetimeOptions], *names: str) -> list:
+    """What a saved prompt may lack."""
+    return [
+        *inputs_of(options, names, optional=True),
+        io.Boolean.Input(
+            "fallback",
+            default=False,
+            optional=True,
+            tooltip="Where motion does not explain a pair, mix the two frames instead.",
+        ),
+        INTERP_MODEL.Input(
+            "interp_model",
+            optional=True,
+            tooltip="RIFE 4.25, 4.26 or FILM by Load Frame Interpolation Model; only for the model method.",
+        ),
+    ]
 
 
-def find_rife(name: str) -> Path:
-    """A RIFE model's folder in models/frame_interpolation or models/rife; raises AtelierError that names the place."""
-    roots = [*host.model_folders("frame_interpolation"), *host.model_folders("rife")]
-    if not name.strip():
-        raise AtelierError(f"The rife method needs a model. Put one into {roots[0]} and write its folder's name.")
-    return find_model(name.strip(), roots)
+class Previews:
+    """Small pictures of frames, at most about twice a second."""
+
+    def __init__(self):
+        self.next = 0.0
+
+    def of(self, frame: torch.Tensor | None) -> Image.Image | None:
+        """A picture of a frame [C, H, W], or None if there was one a moment ago."""
+        if frame is None or monotonic() < self.next:
+            return None
+        self.next = monotonic() + PREVIEW_SECONDS
+        colours = frame[:3] if len(frame) > 2 else frame[:1].expand(3, -1, -1)
+        return within(to_picture(colours), PREVIEW)
+
+
+def told_rates(rate: str | None, source: str | float | None) -> bool | str:
+    """Whether two rates can be read, for validate_inputs; what comes by wire is None and waits."""
+    known = Fraction(24) if source is None else source
+    return host.told(lambda _: read_rates("2x" if rate is None else rate, known), 0)
+
+
+def read_rates(rate: str, source: str | float | Fraction) -> tuple[Fraction, Fraction]:
+    """The source's rate and the wanted one; raises AtelierError for text that is none."""
+    known = parse_rate(str(source))
+    return known, parse_rate(rate, known)
 
 
 class InterpolateFrames(io.ComfyNode):
@@ -66,24 +198,49 @@ class InterpolateFrames(io.ComfyNode):
             node_id="FluxAtelierInterpolateFrames",
             display_name="Interpolate Frames",
             category=CATEGORY,
-            description="Put frames between the frames of a batch. Long clips: Interpolate Video, which streams.",
+            description="Bring a batch of frames to another frame rate. Long clips: Interpolate Video, which streams.",
             hidden=[io.Hidden.unique_id],
-            inputs=[io.Image.Input("images", tooltip="The frames in order."), *shared_inputs()],
-            outputs=[io.Image.Output(display_name="images")],
-        )
+            inputs=[
+                io.Image.Input("images", tooltip="The frames in order."),
+                *method_inputs("2x"),
+                io.MultiType.Input(
+                    io.String.Input("source_rate", default="24", optional=True, tooltip="Frames a second of the images."),
+                    [io.Float, io.Int],
+                ),
+                io.Boolean.Input(
+                    "loop", default=False, optional=True, tooltip="The last frame leads back to the first, without a seam."
+                ),
+                *further_inputs(RetimeOptions, "hold_cuts", "longest_repeat"),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                io.Mask.Output(display_name="confidence"),
+                io.Float.Output(display_name="rate"),
+            ],
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, images, factor: str, method: str, rife_model: str, gpu: int) -> io.NodeOutput:
-        times = int(factor[0])
-        if len(images) < 2:
-            raise AtelierError(f"There is {len(images)} frame. Give at least two.")
-        progress, out = host.Progress((len(images) - 1) * times + 1, cls.hidden.unique_id), []
+    def validate_inputs(cls, rate=None, source_rate="24"):
+        return told_rates(rate, source_rate)
+
+    @classmethod
+    def execute(
+        cls, images, rate, method, rife_model, gpu, source_rate="24", loop=False, fallback=False, interp_model=None, **options
+    ) -> io.NodeOutput:  # fmt: skip
+        if not len(images):
+            raise AtelierError("There are no frames. Give at least one.")
+        rates = read_rates(rate, source_rate)
+        count = frame_count(len(images), *rates, loop)
+        progress, previews = host.Progress(count, cls.hidden.unique_id), Previews()
+        out, confidence = images.new_empty((count, *images.shape[1:])), images.new_empty((count, *images.shape[1:3]))
         with ExitStack() as stack:
-            between = open_method(stack, method, rife_model, gpu)
-            for frame in interpolate((f.permute(2, 0, 1) for f in images), times, between):
-                out.append(frame.permute(1, 2, 0))
-                progress.at(len(out))
-        return io.NodeOutput(torch.stack(out))
+            sure = Choice(method, rife_model, gpu, interp_model).open(stack).method.sure
+            frames = (image.permute(2, 0, 1) for image in images)
+            for wanted in planned(frames, rates, RetimeOptions(**options), loop):
+                frame, trust = made_surely(wanted, sure, fallback)
+                out[wanted.number], confidence[wanted.number] = frame.permute(1, 2, 0), trust
+                progress.at(wanted.number + 1, previews.of(frame))
+        return io.NodeOutput(out, confidence, float(rates[1]))
 
 
 class InterpolateVideo(io.ComfyNode):
@@ -93,30 +250,89 @@ class InterpolateVideo(io.ComfyNode):
             node_id="FluxAtelierInterpolateVideo",
             display_name="Interpolate Video",
             category=CATEGORY,
-            description="Put frames between a video's frames, streaming: memory does not grow with its length, sound stays.",
+            description="Bring a video to another frame rate, streaming: memory does not grow with its length, sound stays. "
+            "A cancelled run leaves a part that plays, and goes on from it.",
+            is_output_node=True,
             hidden=[io.Hidden.unique_id],
-            inputs=[io.Video.Input("video", tooltip="The video."), *shared_inputs()],
+            inputs=[
+                io.Video.Input("video", tooltip="The video."),
+                *method_inputs("60"),
+                io.String.Input(
+                    "name",
+                    default="",
+                    optional=True,
+                    tooltip="Begins the file's name in output/flux_atelier/video; empty: the video's own name.",
+                ),
+                *further_inputs(StreamOptions, "quality", "hold_cuts", "longest_repeat"),
+            ],
             outputs=[io.Video.Output(display_name="video")],
         )
 
     @classmethod
-    def execute(cls, video, factor: str, method: str, rife_model: str, gpu: int) -> io.NodeOutput:
-        times, out = int(factor[0]), host.temp_file(f"flux_atelier_{uuid4().hex}.mp4")
+    def validate_inputs(cls, rate=None, name=""):
+        named = host.told(lambda text: video_path(text or "video", "0"), name)
+        return told_rates(rate, None) if named is True else named
+
+    @classmethod
+    def execute(
+        cls, video, rate, method, rife_model, gpu, name="", fallback=False, interp_model=None, **options
+    ) -> io.NodeOutput:
         with ExitStack() as stack:
-            between = open_method(stack, method, rife_model, gpu)
-            source = stack.enter_context(host.video_file(video))
-            clip = probe(source)
-            progress = host.Progress(max(1, (clip.frames - 1) * times + 1), cls.hidden.unique_id)
-            frames = interpolate(read_frames(source), times, between)
-            write_video(out, watched(frames, progress), clip.rate * times, sound=source)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(out)))
+            source = stack.enter_context(host.video_source(video))
+            target = parse_rate(rate, probe(source.path).rate)
+            opened = Choice(method, rife_model, gpu, interp_model).open(stack)
+            way = opened.name + (" with fallback" if fallback else "")
+            task = StreamOptions(**options, method=way)
+            key = run_key(source.key, target, task)
+            out = video_path(name.strip() or source.stem[:LONGEST_STEM], key[:8])
+            out, left_out = fitting(source.path, out)
+            if out.is_file():
+                told = "The file was there already, made of the same video in the same way"
+                return shown(out, told, target, left_out)
+            between = plain(opened.method.sure, True) if fallback else opened.method.plain
+            steps = retime_file(source.path, out, target, between, task, source.key)
+            report = followed(steps, out, cls.hidden.unique_id)
+        return shown(out, counted(report.frames, "frame"), target, left_out)
 
 
-def watched(frames, progress: host.Progress):
-    """The same frames, with the node's bar moved and a cancel noticed at each."""
-    for number, frame in enumerate(frames, 1):
-        progress.at(min(number, progress.total))
-        yield frame
+def video_path(stem: str, key: str) -> Path:
+    """Where a video goes: output/flux_atelier/video/<stem>-<key>.mp4; raises AtelierError for a name that leads out."""
+    return host.inside(host.output_folder("flux_atelier", "video"), f"{stem}-{key}.mp4")
+
+
+def fitting(source: Path, out: Path) -> tuple[Path, tuple[str, ...]]:
+    """The same place with an ending whose container can hold the source's sound, and the streams that it cannot hold."""
+    try:
+        return out, others(source, out)[1]
+    except AtelierError:  # MP4 cannot hold the sound; Matroska holds nearly everything
+        out = out.with_suffix(".mkv")
+        return out, others(source, out)[1]
+
+
+def followed(steps, out: Path, node_id: str | None) -> Report:
+    """Run a film's steps to their end with the node's bar and previews; a cancel leaves a part that plays."""
+    progress, previews = None, Previews()
+    try:
+        with closing(steps):
+            for step in steps:
+                progress = progress or host.Progress(max(1, step.total), node_id)
+                progress.total = max(progress.total, step.total)
+                progress.at(min(step.done, progress.total), previews.of(step.frame))
+    except BaseException:
+        if partial_of(out).is_file():
+            log.info(
+                "Stopped. What is done plays from %s; the same node with the same inputs goes on.", partial_of(out)
+            )
+        raise
+    return step.report
+
+
+def shown(out: Path, told: str, target: Fraction, left_out: tuple[str, ...]) -> io.NodeOutput:
+    """The video, and a text that says what it is."""
+    lines = [f"{told}, {float(target):.6g} a second", str(out)]
+    if left_out:
+        lines.append(f"left out, since {out.suffix} cannot hold it: {', '.join(left_out)}")
+    return io.NodeOutput(InputImpl.VideoFromFile(str(out)), ui=ui.PreviewText("\n".join(lines)))
 
 
 NODES = [InterpolateFrames, InterpolateVideo]

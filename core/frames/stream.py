@@ -7,7 +7,7 @@ leaves a file that plays, and the next run with the same source and options goes
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from heapq import merge
 from io import BytesIO
@@ -29,6 +29,7 @@ CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 # What a container writes about itself, and not about the film.
 CONTAINERS_OWN = ("major_brand", "minor_version", "compatible_brands", "encoder")
 KEY = "source.txt"
+DELAY = 2  # frames by which H.264 decodes ahead of what it shows, with x264's pyramid of B-frames
 FINEST = 2**31 - 1  # ticks a second that MP4 can count
 
 
@@ -61,22 +62,30 @@ class Report:
 
 @dataclass(frozen=True)
 class Step:
-    """How far a run is: frames made, frames in all (0 where the source does not tell), the report at the end."""
+    """How far a run is.
+
+    done    frames made
+    total   frames in all: 0 where the source tells nothing, by its length where it does not tell its frames
+    report  at the end
+    frame   [C, H, W] the last one that was made
+    """
 
     done: int
     total: int
     report: Report | None = None
+    frame: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run, resolved: files, rates and what is kept."""
+    """One run, resolved: files, rates, what is kept, and the key under which another run goes on."""
 
     source: Path
     out: Path
     clip: Clip
     target: Fraction
     options: StreamOptions
+    key: str
 
     @property
     def folder(self) -> Path:
@@ -84,7 +93,7 @@ class Job:
 
     @property
     def partial(self) -> Path:
-        return self.out.with_name(f"{self.out.stem}.partial{self.out.suffix}")
+        return partial_of(self.out)
 
     @property
     def ticks(self) -> int:
@@ -93,41 +102,70 @@ class Job:
         return exact if exact <= FINEST else self.target.numerator
 
 
+def partial_of(out: Path) -> Path:
+    """Where what is done plays from after a run was stopped."""
+    return out.with_name(f"{out.stem}.partial{out.suffix}")
+
+
+def source_key(source: Path) -> str:
+    """A file by its place, size and time, as a run knows it."""
+    told = source.stat()
+    return digest_of(str(source.resolve()), told.st_size, told.st_mtime_ns)
+
+
+def run_key(source: str, target: Fraction, options: StreamOptions) -> str:
+    """What a run makes, as hex: the same source, rate and options give the same; source as from source_key."""
+    return digest_of(source, str(Fraction(target)), options.model_dump_json(exclude={"resume"}))
+
+
 def retime_file(
-    source: Path, out: Path, target: Fraction, between: Between, options: StreamOptions | None = None
+    source: Path,
+    out: Path,
+    target: Fraction,
+    between: Between,
+    options: StreamOptions | None = None,
+    known_as: str = "",
 ) -> Iterator[Step]:
     """Bring a video file to another frame rate, one step for each frame made.
 
-    Closing the generator stops: what is done then plays from `NAME.partial.mp4`, and the next call goes on from it.
+    Closing the generator stops, as does what `between` raises: what is done then plays from partial_of(out), except
+    after an AtelierError, and the next call goes on from it.
 
-    source   a video file
-    out      .mp4, .mov or .mkv, written whole at the end; sound, subtitles, chapters and titles are copied
-    target   frames per second
-    between  makes one frame
+    source    a video file
+    out       .mp4, .mov or .mkv, written whole at the end; sound, subtitles, chapters and titles are copied
+    target    frames per second
+    between   makes one frame
+    known_as  what the source is called by runs that go on from each other, where it is a copy; else its source_key
     Raises AtelierError if a file is none, is the other one, or the container cannot hold the sound.
     """
-    source, out = Path(source), Path(out)
-    if out.suffix.lower() not in CONTAINERS:
-        raise AtelierError(f"{out.name} has an ending that is not known. Write to .mp4, .mov or .mkv.")
+    source, out, options = Path(source), Path(out), options or StreamOptions()
+    left_out = others(source, out)[1]
     refuse_overwriting(out, [source])
-    job = Job(source, out, probe(source), Fraction(target), options or StreamOptions())
-    left_out = _fitting(job)[1]
-    total = frame_count(job.clip.frames, job.clip.rate, job.target)
+    key = run_key(known_as or source_key(source), target, options)
+    job = Job(source, out, probe(source), Fraction(target), options, key)
+    total = _expected(job)
     done = 0
     with closing(_make_segments(job, between)) as frames:
-        for done in frames:
-            yield Step(done, max(done, total) if total else 0)
+        for done, frame in frames:
+            yield Step(done, max(done, total) if total else 0, frame=frame)
     write_whole(out, lambda part: _join(job, part))
     shutil.rmtree(job.folder)
     job.partial.unlink(missing_ok=True)
     yield Step(done, done, Report(done, left_out))
 
 
-def _make_segments(job: Job, between: Between) -> Generator[int, None, None]:
-    """Write the segments that are not there yet; gives the number of frames done after each frame."""
+def _expected(job: Job) -> int:
+    """Frames of the result, as far as the source's container tells."""
+    if job.clip.frames:
+        return frame_count(job.clip.frames, job.clip.rate, job.target)
+    return round(job.clip.seconds * job.target)
+
+
+def _make_segments(job: Job, between: Between) -> Generator[tuple[int, Tensor | None], None, None]:
+    """Write the segments that are not there yet; gives the number of frames done after each frame, and the frame."""
     done = _resumable(job)
     if done:
-        yield done
+        yield done, None
     segment: Segment | None = None
     try:
         stamped = stamped_frames(job.source)
@@ -140,12 +178,12 @@ def _make_segments(job: Job, between: Between) -> Generator[int, None, None]:
             done += 1
             if segment.count == job.options.segment:
                 segment = segment.finish()
-            yield done
+            yield done, frame
         segment = segment and segment.finish()
-    except GeneratorExit:
-        segment = segment and segment.finish()
-        if done:
-            write_whole(job.partial, lambda part: _join(job, part, Fraction(done) / job.target))
+    except BaseException as stop:  # closed from outside, or a cancel while a frame was made
+        segment = segment and segment.keep()
+        if not isinstance(stop, AtelierError):
+            _write_partial(job)
         raise
     finally:
         if segment:
@@ -163,7 +201,7 @@ class Segment:
         """
         import av
 
-        self.job, self.start, self.count = job, start, 0
+        self.job, self.start, self.count, self.whole = job, start, 0, True
         self.part = job.folder / f"{start:09d}.part"
         ticks = {"video_track_timescale": str(job.ticks)}
         self.out = av.open(str(self.part), "w", format="mp4", options=ticks)
@@ -171,9 +209,11 @@ class Segment:
 
     def add(self, pixels: Tensor) -> None:
         """Encode a frame [C, H, W]."""
+        self.whole = False
         with told_if_full(self.job.out):
             self.out.mux(self.stream.encode(to_video_frame(pixels, self.count, self.job.target)))
         self.count += 1
+        self.whole = True
 
     def finish(self) -> None:
         """Write what the encoder still holds and give the file its name, which tells where it begins and ends."""
@@ -181,6 +221,13 @@ class Segment:
             self.out.mux(self.stream.encode(None))
             self.out.close()
             replace(self.part, self.job.folder / f"{self.start:09d}-{self.start + self.count:09d}.mp4")
+
+    def keep(self) -> None:
+        """Finish what there is, or drop it where it was stopped in the middle of a frame."""
+        if self.whole and self.count:
+            self.finish()
+        else:
+            self.drop()
 
     def drop(self) -> None:
         """Close and remove the file."""
@@ -190,14 +237,11 @@ class Segment:
 
 def _resumable(job: Job) -> int:
     """Frames that an earlier run with the same source and options has left; what does not fit is removed."""
-    told = job.source.stat()
-    options = job.options.model_dump_json(exclude={"resume"})
-    key = digest_of(str(job.source.resolve()), told.st_size, told.st_mtime_ns, str(job.target), options)
     note = job.folder / KEY
-    if not (job.options.resume and note.is_file() and note.read_text(encoding="utf-8") == key):
+    if not (job.options.resume and note.is_file() and note.read_text(encoding="utf-8") == job.key):
         shutil.rmtree(job.folder, ignore_errors=True)
         job.folder.mkdir(parents=True)
-        write_text(note, key)
+        write_text(note, job.key)
     for unfinished in job.folder.glob("*.part"):
         unfinished.unlink()
     segments = _segments(job)
@@ -210,17 +254,20 @@ def _segments(job: Job) -> list[tuple[int, int, Path]]:
     return [(start, stop, path) for start, stop, path in found]
 
 
-def _fitting(job: Job) -> tuple[list[int], tuple[str, ...]]:
-    """Numbers of the source's streams that the result's container holds beside the picture, and names of the others.
+def others(source: Path, out: Path) -> tuple[list[int], tuple[str, ...]]:
+    """Numbers of a film's streams that a file can hold beside the picture, and names of those that it cannot.
 
-    Raises AtelierError if a sound is among the others.
+    out  the ending tells the container
+    Raises AtelierError if the ending is not known, or a sound is among the second.
     """
     import av
 
-    with av.open(BytesIO(), "w", format=CONTAINERS[job.out.suffix.lower()]) as trial:
+    if out.suffix.lower() not in CONTAINERS:
+        raise AtelierError(f"{out.name} has an ending that is not known. Write to .mp4, .mov or .mkv.")
+    with av.open(BytesIO(), "w", format=CONTAINERS[out.suffix.lower()]) as trial:
         held = trial.supported_codecs
     kept, left = [], []
-    with open_video(job.source) as container:
+    with open_video(source) as container:
         for stream in container.streams:
             if stream == container.streams.video[0]:
                 continue
@@ -229,9 +276,16 @@ def _fitting(job: Job) -> tuple[list[int], tuple[str, ...]]:
                 kept.append(stream.index)
                 continue
             if stream.type == "audio":
-                raise AtelierError(f"{job.out.suffix} cannot hold the sound's {codec}. Write to a .mkv file.")
+                raise AtelierError(f"{out.suffix} cannot hold the sound's {codec}. Write to a .mkv file.")
             left.append(f"{stream.type} ({codec})" if codec else stream.type)
     return kept, tuple(left)
+
+
+def _write_partial(job: Job) -> None:
+    """Let what is done play, with the sound up to there."""
+    segments = _segments(job)
+    if segments:
+        write_whole(job.partial, lambda part: _join(job, part, Fraction(segments[-1][1]) / job.target))
 
 
 def _join(job: Job, part: Path, stop: Fraction | None = None) -> None:
@@ -241,7 +295,7 @@ def _join(job: Job, part: Path, stop: Fraction | None = None) -> None:
     """
     import av
 
-    kept = _fitting(job)[0]
+    kept = others(job.source, job.out)[0]
     name = CONTAINERS[job.out.suffix.lower()]
     ticks = {} if name == "matroska" else dict.fromkeys(("video_track_timescale", "movie_timescale"), str(job.ticks))
     with open_video(job.source) as source, av.open(str(part), "w", format=name, options=ticks) as out:
@@ -254,8 +308,8 @@ def _join(job: Job, part: Path, stop: Fraction | None = None) -> None:
             stream.metadata.update(source.streams[index].metadata)
         if stop is None:
             out.set_chapters(source.chapters())
-        others = _packets(source, streams, stop and job.clip.start + stop)
-        for _, packet, stream in merge(_pictures(job, segments, picture), others, key=lambda item: item[0]):
+        beside = _packets(source, streams, stop and job.clip.start + stop)
+        for _, packet, stream in merge(_pictures(job, segments, picture), beside, key=lambda item: item[0]):
             packet.stream = stream
             out.mux(packet)
 
@@ -265,16 +319,26 @@ Timed = tuple[Fraction, Any, Any]  # seconds of decoding, packet, stream of the 
 
 def _pictures(job: Job, segments: list[tuple[int, int, Path]], stream: Any) -> Iterator[Timed]:
     """The packets of all segments, each where its frames belong."""
+    for start, _, path in segments:
+        yield from placed(path, job.clip.start, start, job.target, stream)
+
+
+def placed(path: Path, begin: Fraction, number: int, rate: Fraction, stream: Any) -> Iterator[Timed]:
+    """The packets of a segment where its frames belong, with times of decoding that go on from segment to segment.
+
+    begin   seconds at which the film's first frame is shown
+    number  of the segment's first frame in the film
+    """
     import av
 
-    for start, _, path in segments:
-        with av.open(str(path)) as segment:
-            for packet in segment.demux(video=0):
-                if packet.dts is None:
-                    continue
-                offset = (job.clip.start + start / job.target) / packet.time_base
-                packet.pts, packet.dts = packet.pts + round(offset), packet.dts + round(offset)
-                yield packet.dts * packet.time_base, packet, stream
+    with av.open(str(path)) as segment:
+        packets = (packet for packet in segment.demux(video=0) if packet.dts is not None)
+        for count, packet in enumerate(packets, number):
+            ticks = packet.time_base
+            packet.pts += round((begin + number / rate) / ticks)
+            # A segment of a frame or two is decoded without delay, its neighbours with: times would go back.
+            packet.dts = round((begin + (count - DELAY) / rate) / ticks)
+            yield packet.dts * ticks, packet, stream
 
 
 def _packets(source: Any, streams: dict[int, Any], stop: Fraction | None) -> Iterator[Timed]:

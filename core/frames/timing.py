@@ -41,20 +41,22 @@ class Wanted(Generic[Source]):
 def parse_rate(text: str, source: Fraction | None = None) -> Fraction:
     """Read a frame rate as people write it.
 
-    text    "60", "60000/1001", "59.94" (a broadcast rate), or "2x" for twice the source's
+    text    "60", "60000/1001", "59.94" (a broadcast rate, also with all its decimals), or "2x" for twice the source's
     source  frames per second, for the last form
-    Raises AtelierError if the text says no rate between 0 and 1000.
+    Raises AtelierError if the text says no rate above 0 and up to 1000.
     """
     word = text.strip().lower()
     try:
         if word.endswith("x") and source is not None:
             rate = source * Fraction(word[:-1])
         else:
-            rate = BROADCAST.get(word) or Fraction(word)
+            more = len(word.partition(".")[2]) > 3  # a rate that a machine has worked out: 23.976023976
+            rate = BROADCAST.get(f"{float(word):.3f}" if more else word) or Fraction(word)
     except (ValueError, ZeroDivisionError):
         rate = Fraction(0)
     if not 0 < rate <= FASTEST:
-        raise AtelierError(f"{text!r} is no frame rate. Write frames per second such as 60, 59.94 or 60000/1001.")
+        forms = "60, 59.94, 60000/1001" + (" or 2x" if source is not None else "")
+        raise AtelierError(f"{text!r} is no frame rate up to {FASTEST}. Write frames per second such as {forms}.")
     return rate
 
 

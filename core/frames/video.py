@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..errors import AtelierError
 from ..files import write_whole
-from .interpolate import Between, interpolate
 
 BT709 = 1  # its number in the H.264 standard, for matrix, primaries and transfer alike
+MICROSECONDS = 1_000_000  # in which FFmpeg tells how long a file is
 QUALITY = 17  # x264's constant rate factor: what is lost does not show
 
 
@@ -26,6 +26,7 @@ class Clip:
     rate           frames per second, the mean where they are uneven
     start          seconds at which the first frame is shown
     aspect         width of a pixel by its height
+    seconds        length of the whole file, 0 where the container does not tell
     """
 
     width: int
@@ -34,6 +35,7 @@ class Clip:
     frames: int
     start: Fraction = Fraction(0)
     aspect: Fraction = Fraction(1)
+    seconds: Fraction = Fraction(0)
 
 
 def probe(path: Path) -> Clip:
@@ -48,7 +50,8 @@ def probe(path: Path) -> Clip:
         if (first.width, first.height) != (width, height):
             aspect = 1 / aspect
         start = Fraction(0) if first.pts is None else first.pts * first.time_base
-        return Clip(width, height, frame_rate(stream), stream.frames, start, aspect)
+        seconds = Fraction(container.duration or 0, MICROSECONDS)
+        return Clip(width, height, frame_rate(stream), stream.frames, start, aspect, seconds)
 
 
 def frame_rate(stream: Any) -> Fraction:
@@ -222,12 +225,3 @@ def even_sides(pixels: Tensor) -> Tensor:
     """Repeat the last row or column where a side is odd."""
     height, width = pixels.shape[-2:]
     return torch.nn.functional.pad(pixels[None], (0, width % 2, 0, height % 2), mode="replicate")[0]
-
-
-def interpolate_video(source: Path, out: Path, factor: int, between: Between) -> int:
-    """Interpolate a video file into another, streaming; the sound is copied, the length stays.
-
-    -> number of frames written
-    """
-    clip = probe(source)
-    return write_video(out, interpolate(read_frames(source), factor, between), clip.rate * factor, sound=source)

@@ -142,29 +142,6 @@ def test_stylise_keeps_the_picture_at_zero_and_changes_it_above(nano):
         run(style.Stylise, strength=0.5, **given | {"prompt": "a\nb\nc"})
 
 
-def test_frames_and_video(folders):
-    from fractions import Fraction
-
-    from comfy_api.latest import InputImpl
-
-    from flux_atelier.core.frames.video import probe, write_video
-    from flux_atelier.nodes import frames
-
-    images = torch.rand(3, 32, 48, 3)
-    common = dict(factor="4x", method="flow", rife_model="", gpu=0)
-    assert run(frames.InterpolateFrames, images=images, **common).args[0].shape == (9, 32, 48, 3)
-    source = folders / "input" / "clip.mp4"
-    write_video(source, iter(images.permute(0, 3, 1, 2)), Fraction(10))
-    video = run(frames.InterpolateVideo, video=InputImpl.VideoFromFile(str(source)), **common).args[0]
-    made = probe(video.get_stream_source())
-    assert made.frames == 9
-    assert made.rate == 40
-    with pytest.raises(AtelierError, match="at least two"):
-        run(frames.InterpolateFrames, images=images[:1], **common)
-    with pytest.raises(AtelierError, match="needs a model"):
-        run(frames.InterpolateFrames, images=images, **common | {"method": "rife"})
-
-
 def test_an_edited_caption_makes_the_loader_run_again(pictures, folders):
     from flux_atelier.nodes.datasets import LoadDataset
 

@@ -68,7 +68,7 @@ def test_quickstart_runs_the_whole_road(server):
     for name in ("quickstart", "quickstart-dusk", "quickstart-merged"):
         assert read_lora(output / "loras" / f"{name}.safetensors").modules
     clip = next((output / "flux_atelier").glob("quickstart*.mp4"))
-    assert probe(clip).frames == 33  # 5 frames, 4x, then 2x
+    assert probe(clip).frames == 40  # 5 frames, 4x, then 2x
     run = output / "flux_atelier" / "runs" / "quickstart"
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 300
     assert {"3", "4", "6", "7", "8", "10", "11", "18"} <= history["outputs"].keys()

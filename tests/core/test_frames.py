@@ -9,8 +9,17 @@ import torch
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.frames import rife
 from flux_atelier.core.frames.flow import dis_flow, lucas_kanade, warp
-from flux_atelier.core.frames.interpolate import blend, flow_between, interpolate, is_cut
-from flux_atelier.core.frames.video import interpolate_video, probe, read_frames, write_video
+from flux_atelier.core.frames.interpolate import (
+    blend,
+    flow_between,
+    flow_method,
+    interpolate,
+    is_cut,
+    method_of,
+    plain,
+    with_confidence,
+)
+from flux_atelier.core.frames.video import probe, read_frames, write_video
 from flux_atelier.trainer.demo.pictures import moving_clip
 
 
@@ -95,6 +104,52 @@ def test_alpha_goes_along_and_nonsense_is_cleaned():
     assert all(torch.isfinite(m).all() for m in made)
 
 
+@pytest.mark.parametrize(("flow", "most"), [(dis_flow, 0.1), (lucas_kanade, 0.3)])
+def test_what_either_frame_shows_is_trusted_and_a_mix_is_not(clip, flow, most):
+    """Where the two differ: a frame that follows the motion is found in them again, the mix of both is not."""
+    first, second = clip[0], clip[4]
+    moving = (second - first).abs().amax(0, keepdim=True) > 0.1
+    true = with_confidence(lambda *_: clip[2], flow)(first, second, 0.5)
+    mixed = with_confidence(blend, flow)(first, second, 0.5)
+    assert torch.equal(true.frame, clip[2])
+    assert true.confidence.shape == mixed.confidence.shape == (1, 160, 160)
+    assert true.confidence[moving].mean() > 0.9
+    assert mixed.confidence[moving].mean() < most
+    unlike = with_confidence(lambda *_: 1 - clip[2], flow)(first, second, 0.5)
+    assert unlike.confidence[moving].mean() < 0.1
+
+
+def test_the_fallback_mixes_what_nothing_explains(clip):
+    """Another interpolator's nonsense becomes the mix, and its good frames stay."""
+    first, second = clip[0], clip[4]
+    noise = torch.rand(3, 160, 160)
+    made = plain(method_of(lambda *_: noise).sure, fallback=True)(first, second, 0.5)
+    assert (made - blend(first, second, 0.5)).abs().mean() < 0.1 * (noise - blend(first, second, 0.5)).abs().mean()
+    kept = plain(method_of(lambda *_: clip[2]).sure, fallback=True)(first, second, 0.5)
+    assert psnr(kept, clip[2]) > psnr(blend(first, second, 0.5), clip[2]) + 6
+
+
+def test_equal_frames_are_trusted_wholly(clip):
+    same = with_confidence(blend)(clip[0], clip[0], 0.5)
+    assert same.confidence.min() > 0.9
+
+
+def test_both_ways_of_a_method_make_one_frame(clip):
+    method = flow_method(lucas_kanade)
+    made = method.sure(clip[0], clip[2], 0.5)
+    assert torch.equal(made.frame, method.plain(clip[0], clip[2], 0.5))
+    assert torch.equal(made.frame, flow_between(lucas_kanade)(clip[0], clip[2], 0.5))
+
+
+@pytest.mark.parametrize(("channels", "size"), [(4, (20, 100)), (1, (1, 1)), (2, (9, 300)), (3, (300, 280))])
+def test_confidence_has_every_shape(channels, size):
+    given = torch.rand(2, channels, *size)
+    made = with_confidence(blend)(*given, 0.25)
+    assert made.confidence.shape == (1, *size)
+    assert torch.isfinite(made.confidence).all()
+    assert 0 <= made.confidence.min() <= made.confidence.max() <= 1
+
+
 def test_video_round_trip_with_odd_sides(tmp_path, clip):
     frames = clip[:5, :, :133, :99]
     assert write_video(tmp_path / "a.mp4", frames, Fraction(24000, 1001)) == 5
@@ -137,12 +192,11 @@ def add_sound(path, seconds):
         out.mux(audio.encode(None))
 
 
-def test_sound_is_copied_and_the_length_stays(tmp_path):
+def test_sound_is_copied_beside_other_frames(tmp_path):
     import av
 
     add_sound(tmp_path / "a.mp4", 1)
-    assert interpolate_video(tmp_path / "a.mp4", tmp_path / "b.mp4", 2, blend) == 19
-    assert probe(tmp_path / "b.mp4").rate == 20
+    assert write_video(tmp_path / "b.mp4", torch.rand(19, 3, 32, 32), Fraction(20), tmp_path / "a.mp4") == 19
     packets = []
     for name in ("a.mp4", "b.mp4"):
         with av.open(str(tmp_path / name)) as opened:

@@ -8,7 +8,14 @@ import torch
 
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.frames.interpolate import blend
-from flux_atelier.core.frames.stream import Report, StreamOptions, retime_file
+from flux_atelier.core.frames.stream import (
+    Report,
+    StreamOptions,
+    partial_of,
+    retime_file,
+    run_key,
+    source_key,
+)
 from flux_atelier.core.frames.timing import frame_count
 from flux_atelier.core.frames.video import on_grid, probe, read_frames
 
@@ -45,6 +52,14 @@ def film(path, rate=RATE, frames=30, first=0, codec="aac"):
         out.mux(video.encode(None))
         out.mux(audio.encode(None))
     return path
+
+
+def decoded(path):
+    """Times of decoding of the picture's packets, in the file's order."""
+    import av
+
+    with av.open(str(path)) as opened:
+        return [packet.dts * packet.time_base for packet in opened.demux(video=0) if packet.dts is not None]
 
 
 def with_subtitles(path, folder):
@@ -173,26 +188,104 @@ def test_stopping_leaves_a_film_that_plays_and_the_next_run_goes_on(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
 
 
+class Cancel(Exception):
+    """Raised from the middle of a frame, as ComfyUI's cancel and Ctrl-C are."""
+
+
+def cancels(left, error=Cancel):
+    """An interpolator that is stopped while it makes its frame number `left`, counted from one."""
+
+    def between(first, second, time):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise error("stopped")
+        return blend(first, second, time)
+
+    return between
+
+
+@pytest.mark.parametrize("error", [Cancel, KeyboardInterrupt])
+def test_a_cancel_within_a_frame_keeps_what_is_done(tmp_path, error):
+    a, b = film(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+    with pytest.raises(error):
+        run(a, b, F(60), between=cancels(25, error))
+    # Frames 0, 5, 10, ... stand on the source's: 25 that are made in between begin with frame 31.
+    assert shown(partial_of(b)) == [k / F(60) for k in range(31)]
+    assert run(a, b, F(60))[0].done == 31
+    run(a, tmp_path / "c.mp4", F(60))
+    assert shown(b) == shown(tmp_path / "c.mp4")
+    assert packets(a) == packets(b)
+    pairs = zip(read_frames(b), read_frames(tmp_path / "c.mp4"), strict=True)
+    assert max((x - y).abs().mean().item() for x, y in pairs) < 0.01
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 20, 21, 22, 40])
+def test_a_run_goes_on_from_wherever_it_stopped(tmp_path, stop):
+    """A segment of a frame or two has no frames that wait for others; its neighbours do."""
+    a, b = film(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+    work = retime_file(a, b, F(60), blend, SHORT)
+    while next(work).done < stop:
+        pass
+    work.close()
+    assert shown(partial_of(b)) == [k / F(60) for k in range(stop)]
+    assert run(a, b, F(60))[0].done == stop
+    assert shown(b) == [k / F(60) for k in range(75)]
+    assert decoded(b) == sorted(decoded(b))
+    run(a, tmp_path / "c.mp4", F(60))
+    pairs = zip(read_frames(b), read_frames(tmp_path / "c.mp4"), strict=True)
+    assert max((x - y).abs().mean().item() for x, y in pairs) < 0.01
+
+
+def test_a_told_error_keeps_the_segments_for_the_next_run(tmp_path):
+    a, b = film(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+    with pytest.raises(AtelierError, match="stopped"):
+        run(a, b, F(60), between=cancels(25, AtelierError))
+    assert not partial_of(b).exists()
+    assert run(a, b, F(60))[0].done == 31
+
+
 def test_a_run_that_was_killed_gives_the_same_film_in_the_end(tmp_path):
     """A killed process leaves whole segments and one without its end; the next run takes the first and drops the second."""
     a, b = film(tmp_path / "a.mp4"), tmp_path / "b.mp4"
-
-    def dies(first, second, time, left=[25]):  # noqa: B006
-        left[0] -= 1
-        if not left[0]:
-            raise RuntimeError("killed")
-        return blend(first, second, time)
-
-    with pytest.raises(RuntimeError, match="killed"):
-        run(a, b, F(60), between=dies)
+    with pytest.raises(Cancel):
+        run(a, b, F(60), between=cancels(25))
     folder = tmp_path / ".b.mp4.segments"
-    assert [p.name for p in sorted(folder.glob("*.mp4"))] == ["000000000-000000020.mp4"]
+    assert [p.name for p in sorted(folder.glob("*.mp4"))] == ["000000000-000000020.mp4", "000000020-000000031.mp4"]
+    (folder / "000000020-000000031.mp4").unlink()
+    partial_of(b).unlink()
     (folder / "000000020.part").write_bytes(b"half a segment")
     assert run(a, b, F(60))[0].done == 20
     run(a, tmp_path / "c.mp4", F(60))
     assert shown(b) == shown(tmp_path / "c.mp4")
-    pairs = zip(read_frames(b), read_frames(tmp_path / "c.mp4"), strict=True)
-    assert max((x - y).abs().mean().item() for x, y in pairs) < 0.01
+    assert b.read_bytes() == (tmp_path / "c.mp4").read_bytes()  # segments begin where they would have begun
+
+
+def test_a_copy_goes_on_by_the_name_it_is_known_by(tmp_path):
+    a, b = film(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+    work = retime_file(a, b, F(60), blend, SHORT, known_as="mine")
+    for _ in range(30):
+        next(work)
+    work.close()
+    again = a.rename(tmp_path / "other.mp4")
+    assert next(retime_file(again, b, F(60), blend, SHORT, known_as="mine")).done == 30
+    assert run_key("mine", F(60), SHORT) != run_key("mine", F(48), SHORT)
+    assert run_key("mine", F(60), SHORT) == run_key("mine", F(60), SHORT.model_copy(update={"resume": False}))
+    assert source_key(again) != source_key(b.with_name("b.partial.mp4"))
+
+
+def test_steps_show_the_frame_and_tell_a_length_that_matroska_hides(tmp_path):
+    a = film(tmp_path / "a.mkv", frames=24)
+    assert probe(a).frames == 0
+    steps = run(a, tmp_path / "b.mkv", F(48))
+    assert steps[0].total in range(47, 50)
+    assert steps[-1].report.frames == 48
+    made = torch.stack([s.frame for s in steps[:-1]])
+    assert made.shape == (48, 3, 32, 48)
+    back = torch.stack(list(read_frames(tmp_path / "b.mkv")))
+    assert (made - back).abs().mean() < 0.02
+    assert steps[-1].frame is None
 
 
 @pytest.mark.parametrize("other", [{"target": F(48)}, {"options": StreamOptions(segment=20, method="rife")}])

@@ -126,6 +126,11 @@ def test_instants_stay_below_the_stop():
         ("60000/1001", F(60000, 1001)),
         ("2x", F(48)),
         ("2.5X", F(60)),
+        ("23.976023976023978", F(24000, 1001)),
+        ("29.97003", F(30000, 1001)),
+        ("59.940001", F(60000, 1001)),
+        ("12.3456", F("12.3456")),
+        ("60.0", F(60)),
     ],
 )
 def test_rates_as_people_write_them(text, rate):
@@ -134,8 +139,13 @@ def test_rates_as_people_write_them(text, rate):
 
 @pytest.mark.parametrize("text", ["", "fast", "0", "-3", "1/0", "x", "5000"])
 def test_what_is_no_rate_is_told(text):
-    with pytest.raises(AtelierError, match="is no frame rate"):
+    with pytest.raises(AtelierError, match=r"is no frame rate up to 1000.* or 2x\."):
         parse_rate(text, F(24))
+
+
+def test_twice_of_nothing_is_no_rate():
+    with pytest.raises(AtelierError, match=r"'2x' is no frame rate.* 60000/1001\."):
+        parse_rate("2x")
 
 
 @pytest.mark.parametrize(("frames", "target", "count"), [(4, 60, 10), (5, 60, 12), (3, 24, 3), (1, 12, 1)])
@@ -164,6 +174,18 @@ def test_retimed_frames_are_those_of_the_plan(source, target):
     assert len(made) == frame_count(9, source, target)
     for k, frame in enumerate(made):
         assert abs(frame[0, 0, 0].item() - min(k / target * source / 20, F(8, 20))) < 1e-6
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_an_edge_that_moves_is_no_repeat(value, channels):
+    """Colours that stay the same everywhere, and a hole in them that moves."""
+    frames = torch.full((2, channels, 32, 32), value)
+    frames[:, -1] = 0
+    frames[0, -1, 8:24, 4:16] = frames[1, -1, 8:24, 6:18] = 1
+    made = list(retime(frames, (F(24), F(48)), blend))
+    assert made[1][-1, 16, 5] == 0.5
+    assert torch.allclose(made[1][:-1], frames[0, :-1])
 
 
 def test_a_clip_on_twos_comes_nearer_to_the_true_one():

@@ -96,10 +96,51 @@ def test_the_road(place, capsys):
     )
     assert (place / "styled" / "painted-000.png").is_file()
     write_video(place / "a.mp4", torch.rand(4, 3, 32, 32), Fraction(10))
-    assert "13 frames at 40 a second" in run(
-        capsys, "interpolate", place / "a.mp4", "--factor", 4, "--out", place / "b.mp4"
-    )
-    assert probe(place / "b.mp4").frames == 13
+    said = run(capsys, "interpolate", place / "a.mp4", "--rate", "4x", "--out", place / "b.mp4")
+    assert said.splitlines()[-2:] == ["16 frames written", f"{place / 'b.mp4'}: 40 frames a second"]
+    assert (probe(place / "b.mp4").frames, probe(place / "b.mp4").rate) == (16, 40)
+
+
+def test_a_stopped_film_plays_and_goes_on(place, capsys, monkeypatch):
+    from flux_atelier.core.frames.interpolate import blend, method_of
+    from flux_atelier.trainer.commands import frames
+
+    left = [20]
+
+    def stopped(first, second, time):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return blend(first, second, time)
+
+    monkeypatch.setattr(frames, "flow_method", lambda: method_of(stopped))
+    source, out = place / "long.mp4", place / "long-60.mp4"
+    write_video(source, torch.rand(20, 3, 32, 32), Fraction(24))
+    words = ["interpolate", source, "--rate", "60", "--no-cuts", "--quality", 30, "--out", out]
+    assert main([str(w) for w in words]) == 130
+    said = capsys.readouterr()
+    assert f"plays from {place / 'long-60.partial.mp4'}" in said.out
+    assert "stopped" in said.err
+    assert probe(place / "long-60.partial.mp4").frames == 24  # 19 in between and 5 of the source's
+    said = run(capsys, *words)
+    assert said.startswith("going on behind frame 24\n")
+    assert probe(out).frames == 50
+    left[0] = 20
+    assert main([str(w) for w in words]) == 130
+    capsys.readouterr()
+    left[0] = 0
+    assert "going on" not in run(capsys, *words, "--no-resume")
+
+
+def test_a_rife_model_is_fetched_by_name(tmp_path, capsys, monkeypatch):
+    from flux_atelier.core.frames.analytic_rife import write_analytic_model
+    from flux_atelier.trainer.commands import frames
+
+    monkeypatch.setattr(frames, "fetch_model", lambda name, folder: write_analytic_model(folder / name, "blend"))
+    assert str(tmp_path / "rife-v4.6") in run(capsys, "fetch-rife", "rife-v4.6", tmp_path)
+    with pytest.raises(SystemExit):
+        main(["fetch-rife", "rife-v9", str(tmp_path)])
+    assert "rife-v4.26" in capsys.readouterr().err
 
 
 def test_a_config_file_is_what_a_run_writes(place, capsys):
@@ -156,10 +197,19 @@ def test_settings_averages_and_a_fresh_start_from_a_lora(place, capsys):
         (["train", "pictures", "--model", "flux1-dev.safetensors"], "Give --parts"),
         (["compare", "a.safetensors", "--prompt", "x", "--size", "big"], "width x height"),
         (["interpolate", "nowhere.mp4", "--out", "x.mp4"], "cannot be opened as a video"),
+        (["interpolate", "film.mp4", "--out", "x.mp4", "--rate", "fast"], "'fast' is no frame rate"),
+        (
+            ["interpolate", "film.mp4", "--out", "x.mp4", "--method", "rife"],
+            "has no model. Give its folder with --rife",
+        ),
+        (["interpolate", "film.mp4", "--out", "x.mp4", "--quality", "90"], "quality is 90"),
+        (["interpolate", "film.mp4", "--out", "x.gif"], "ending that is not known"),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_two(place, capsys, monkeypatch, words, message):
     monkeypatch.chdir(place)
+    if "film.mp4" in words:
+        write_video(place / "film.mp4", torch.rand(2, 3, 32, 32), Fraction(10))
     if words[0] == "compare":
         words = [words[0], str(place / "m.safetensors"), *words[2:]]
         if not (place / "m.safetensors").is_file():

@@ -1,21 +1,27 @@
-"""Drawing pictures without ComfyUI: text to image with the training forward, image to image through diffusers."""
+"""Drawing pictures without ComfyUI: text to image with the training forward; restyling and editing through diffusers."""
 
 import torch
+from einops import rearrange
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.errors import AtelierError
 from ..core.flux import layout
-from ..core.images import to_picture
+from ..core.images import to_picture, to_tensor
 from ..core.lora.factors import Factors
 from ..core.lora.formats import to_layout
 from ..core.lora.kinds import plain
 from ..core.lora.record import Lora
+from ..core.options import Options, parse
+from ..core.style.edit import Edit, FlowEditOptions, InversionOptions, Velocity, flow_edit, invert_and_edit, redraw
+from ..core.style.structure import TOKEN, continued, free_places, from_strength, layout_kept, with_structure
 from . import batches
 from .encoders import FileEncoder
+from .flux.forward import to_patches
 from .flux.view import TrainView, fitting_layer
 from .models import ModelFiles, load_transformer, read_transformer
-from .sampling import euler
+from .sampling import euler, sigma_schedule
 
 
 class LoraLinear(nn.Module):
@@ -69,6 +75,33 @@ def apply_lora(tree: TrainView, lora: Lora, strength: float = 1.0) -> None:
         base = fitting_layer(tree, name, factors)
         parent, _, child = name.rpartition(".")
         setattr(tree.get_submodule(parent), child, LoraLinear(base, factors, strength))
+
+
+class Restyling(Options):
+    """How a picture is drawn again."""
+
+    strength: float = Field(
+        0.6, ge=0, le=1, description="Share of the steps back to noise: 0 keeps the picture, 1 forgets it."
+    )
+    structure: float = Field(
+        0.3, ge=0, le=1, description="How far the coarse shapes follow the picture: 0 off, 1 fully."
+    )
+    structure_until: float = Field(0.3, ge=0, le=1, description="Noise level down to which they do: 0 to the end.")
+    steps: int = Field(20, ge=1, le=1000, description="Sampling steps of the whole way.")
+    guidance: float = Field(3.5, ge=0, le=100, description="Flux guidance.")
+    seed: int = Field(0, ge=0, description="Seed of the noise.")
+
+
+class Editing(Options):
+    """Two texts, and how a picture goes from one to the other."""
+
+    source: str
+    target: str
+    options: FlowEditOptions | InversionOptions
+    steps: int = Field(28, ge=1, le=1000, description="Sampling steps of the whole way.")
+    seed: int = Field(0, ge=0, description="Seed of the noise.")
+    source_guidance: float = Field(1.5, ge=0, le=100, description="Flux guidance under the source's text.")
+    target_guidance: float = Field(5.5, ge=0, le=100, description="Flux guidance under the target's text.")
 
 
 class Painter:
@@ -153,24 +186,126 @@ def unscaled(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return out
 
 
+class PipelineArtist:
+    """Draws pictures again and edits them with the parts of a diffusers pipeline, one picture at a time."""
+
+    def __init__(self, pipe, t5_length: int):
+        """Take a pipeline's parts.
+
+        pipe       from flux_pipeline
+        t5_length  tokens that T5 pads to
+        """
+        self.pipe, self.t5_length = pipe, t5_length
+
+    def velocity(self, prompt: str, guidance: float) -> Velocity:
+        """What the transformer predicts under a prompt, for latents [1, 16, h, w] in the model's own scale."""
+        device, transformer = self.pipe.device, self.pipe.transformer
+        with torch.no_grad():
+            states, pooled, text_places = self.pipe.encode_prompt(prompt, None, max_sequence_length=self.t5_length)
+        given = torch.full((1,), guidance, device=device) if transformer.config.guidance_embeds else None
+
+        @torch.no_grad()
+        def at(latent: Tensor, sigma: float) -> Tensor:
+            h, w = (side // 2 for side in latent.shape[-2:])
+            places = torch.cartesian_prod(torch.tensor([0]), torch.arange(h), torch.arange(w)).to(states)
+            out = transformer(
+                hidden_states=to_patches(latent).to(states), timestep=torch.full((1,), sigma, device=device),
+                guidance=given, encoder_hidden_states=states, pooled_projections=pooled, txt_ids=text_places,
+                img_ids=places, return_dict=False,
+            )[0]  # fmt: skip
+            return rearrange(out.float(), "b (h w) (c p q) -> b c (h p) (w q)", h=h, w=w, p=2, q=2)
+
+        return at
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """[B, 3, H, W] in 0..1 -> [B, 16, H / 8, W / 8] in the model's own scale, the mode where the VAE is uncertain."""
+        vae = self.pipe.vae
+        found = vae.encode((pictures * 2 - 1).to(self.pipe.device, vae.dtype))
+        latent = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        return (latent.float() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, 16, h, w] in the model's own scale -> [B, 3, 8 h, 8 w] in 0..1 on the CPU."""
+        vae = self.pipe.vae
+        raw = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+        return (vae.decode(raw.to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1).cpu()
+
+    def stylise(
+        self, picture: Tensor, prompt: str, how: Restyling, mask: Tensor | None = None, sigmas: Tensor | None = None
+    ) -> Tensor:
+        """Draw a picture again from its own layout.
+
+        picture  [3, H, W] in 0..1
+        mask     [1, H, W] in 0..1, where it is drawn again
+        sigmas   noise levels of the whole way; those of the picture's size if None
+        ->       [3, H, W] in 0..1
+        """
+        sigmas = levels_for(picture, how.steps) if sigmas is None else sigmas
+        levels = from_strength(sigmas, how.strength)
+        if len(levels) == 1:
+            return picture
+        clean = self.encode(continued(picture[None]))
+        field = self.velocity(prompt, how.guidance)
+        if how.structure:
+            field = with_structure(
+                field, clean, layout_kept(how.structure, how.structure_until, tuple(picture.shape[1:]))
+            )
+        edit = Edit(clean, sigmas, field, field, latent_where(mask))
+        return blended(picture, self.decode(redraw(edit, levels, first_noise(clean, how.seed))), mask)
+
+    def edit(self, picture: Tensor, how: Editing, mask: Tensor | None = None, sigmas: Tensor | None = None) -> Tensor:
+        """Change what two texts differ in, by FlowEdit or by RF-inversion, as the options' kind says.
+
+        picture  [3, H, W] in 0..1
+        mask     [1, H, W] in 0..1, where it is edited
+        sigmas   noise levels of the whole way; those of the picture's size if None
+        ->       [3, H, W] in 0..1
+        """
+        clean = self.encode(continued(picture[None]))
+        sides = self.velocity(how.source, how.source_guidance), self.velocity(how.target, how.target_guidance)
+        levels = levels_for(picture, how.steps) if sigmas is None else sigmas
+        edit = Edit(clean, levels, *sides, where=latent_where(mask))
+        if isinstance(how.options, FlowEditOptions):
+            latent = flow_edit(edit, how.options, how.seed)
+        else:
+            latent = invert_and_edit(edit, how.options, first_noise(clean, how.seed))
+        return blended(picture, self.decode(latent), mask)
+
+
+def levels_for(picture: Tensor, steps: int) -> Tensor:
+    """Flux's noise levels for a picture [3, H, W], whose number of tokens shifts them."""
+    height, width = (-(-side // TOKEN) for side in picture.shape[-2:])
+    return sigma_schedule(steps, height * width)
+
+
+def first_noise(like: Tensor, seed: int) -> Tensor:
+    """Noise as ComfyUI and diffusers draw it from a seed."""
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+def latent_where(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else free_places(continued(mask[None]))
+
+
+def blended(picture: Tensor, drawn: Tensor, mask: Tensor | None) -> Tensor:
+    """A picture [3, H, W] as it was drawn, [1, 3, H' >= H, W' >= W], where a mask [1, H, W] is white."""
+    cut = drawn[0, :, : picture.shape[1], : picture.shape[2]]
+    return cut if mask is None else torch.where(mask > 0, torch.lerp(picture, cut, mask.expand_as(cut)), picture)
+
+
 def stylise(
     pipe, pictures: list[Image.Image], prompts: list[str], amount: float, steps: int, seed: int, t5_length: int
 ) -> list[Image.Image]:
-    """Draw pictures again from their own layout.
+    """Draw pictures again from their own layout, the seed rising by one each.
 
-    amount     share of the way back to noise, above 0 and up to 1
+    amount     share of the steps that are gone back to noise, 0..1
     t5_length  tokens that T5 pads to
     Raises AtelierError for an amount outside that range.
     """
-    if not 0 < amount <= 1:
-        raise AtelierError(f"The strength is {amount}. Choose a value above 0 and up to 1.")
-    out = []
-    for i, picture in enumerate(pictures):
-        width, height = (max(16, side // 16 * 16) for side in picture.size)
-        drawn = pipe(
-            prompt=prompts[i], image=picture.crop((0, 0, width, height)), width=width, height=height, strength=amount,
-            num_inference_steps=max(steps, round(1 / amount + 0.5)), guidance_scale=3.5, max_sequence_length=t5_length,
-            generator=torch.Generator().manual_seed(seed + i), output_type="pt",
-        ).images[0]  # fmt: skip
-        out.append(to_picture(drawn))
+    artist, out = PipelineArtist(pipe, t5_length), []
+    for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
+        how = parse(Restyling, {"strength": amount, "steps": steps, "seed": seed + i}, "Stylise")
+        out.append(to_picture(artist.stylise(to_tensor(picture), prompt, how)))
     return out

@@ -4,7 +4,7 @@ A map of colours is fitted to statistics and then applied pixel by pixel, so tha
 can be written as a lookup table (`lut.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -24,6 +24,8 @@ MOST_GAIN = 8.0  # more would show 8-bit steps and compression
 FLAT, FULL = 1 / 255, 6 / 255  # deviation below which a picture is left alone, and from which it is fully changed
 KNOTS = 33  # of a tone curve: those of a .cube of 33, which is then exact
 SIZES = (2, 256)  # entries along an axis of a table, as .cube allows
+Pictures = Tensor | Sequence[Tensor]  # [B, 3, H, W] in 0..1, or [3, H, W] each of a size of its own
+Seen = Callable[[], None]  # called after each picture that was measured or changed
 
 
 class ColorOptions(Options):
@@ -116,42 +118,58 @@ class Still:
 
 
 def transfer_color(
-    pictures: Tensor, reference: Tensor, strength: float = 1.0, method: Method = "mkl", mask: Tensor | None = None
+    pictures: Tensor,
+    reference: Tensor,
+    strength: float = 1.0,
+    method: Method = "mkl",
+    mask: Tensor | None = None,
+    reference_mask: Tensor | None = None,
 ) -> Tensor:
     """Give pictures the palette of a reference, by one map for the whole batch, so a clip does not flicker.
 
     A flat picture (a white or black frame) stays as it is and has no part in the statistics; nothing is taken from
     a flat reference.
 
-    pictures   [B, 3, H, W] in 0..1
-    reference  [3, H, W] or [N, 3, H, W] in 0..1
-    strength   0 leaves the pictures as they are, 1 is the full transfer
-    method     as in ColorOptions
-    mask       [B or 1, 1, H, W] in 0..1, where colours are taken from and changed
-    ->         [B, 3, H, W] in 0..1
+    pictures        [B, 3, H, W] in 0..1
+    reference       [3, H, W] or [N, 3, H, W] in 0..1
+    strength        0 leaves the pictures as they are, 1 is the full transfer
+    method          as in ColorOptions
+    mask            [B or 1, 1, H, W] in 0..1, where colours are taken from and changed
+    reference_mask  [N or 1, 1, H, W] in 0..1, what of the reference counts
+    ->              [B, 3, H, W] in 0..1
     Raises AtelierError for a strength outside 0..1.
     """
     if not 0 <= strength <= 1:
         raise AtelierError(f"The strength is {strength}. Choose a value from 0 to 1.")
     if strength == 0:
         return pictures
-    own = moments(pictures, mask)
-    return _apply(_fit(pictures, own, reference, method, mask), pictures, strength * colorful(own), mask)
+    own = _measured(pictures, mask)
+    fitted = _fit(pictures, own, Wanted(reference, method, reference_mask), mask)
+    return _apply(fitted, pictures, strength * colorful(own), mask)
 
 
 def transfer_shots(
-    pictures: Tensor, reference: Tensor, options: ColorOptions, cuts: Sequence[int] = (), mask: Tensor | None = None
+    pictures: Tensor,
+    reference: Tensor,
+    options: ColorOptions,
+    cuts: Sequence[int] = (),
+    mask: Tensor | None = None,
+    seen: Seen | None = None,
 ) -> Tensor:
     """Give a clip the palette of a reference, with one map for each shot.
 
     cuts  numbers of the frames that begin a new shot
+    seen  called twice for each picture: when it was measured and when it was changed
     The rest as in transfer_color.
     """
-    parts = []
+    if options.strength == 0 or not len(pictures):
+        return pictures
+    parts, wanted = [], Wanted(reference, options.method)
     for start, end in shots_between(cuts, len(pictures)):
-        own = mask if mask is None or len(mask) == 1 else mask[start:end]
-        parts.append(transfer_color(pictures[start:end], reference, options.strength, options.method, own))
-    return torch.cat(parts) if parts else pictures
+        shot, where = pictures[start:end], mask if mask is None or len(mask) == 1 else mask[start:end]
+        own = _measured(shot, where, seen)
+        parts.append(_apply(_fit(shot, own, wanted, where), shot, options.strength * colorful(own), where, seen))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def shots_between(cuts: Sequence[int], count: int) -> Iterator[tuple[int, int]]:
@@ -160,29 +178,78 @@ def shots_between(cuts: Sequence[int], count: int) -> Iterator[tuple[int, int]]:
     return ((a, b) for a, b in pairwise(edges) if a < b)
 
 
-def fit_map(pictures: Tensor, reference: Tensor, method: Method = "mkl", mask: Tensor | None = None) -> ColorMap:
-    """Fit the map that brings the colours of pictures to those of a reference; arguments as in transfer_color."""
-    return _fit(pictures, moments(pictures, mask), reference, method, mask)
+@dataclass(frozen=True)
+class Wanted:
+    """The colours that pictures shall get: those of a reference, by a method, where the reference's mask is white."""
+
+    reference: Tensor
+    method: Method = "mkl"
+    mask: Tensor | None = None
+
+    @property
+    def pictures(self) -> Tensor:
+        return self.reference if self.reference.ndim == 4 else self.reference[None]
 
 
-def _fit(pictures: Tensor, own: Moments, reference: Tensor, method: Method, mask: Tensor | None) -> ColorMap:
-    reference = reference if reference.ndim == 4 else reference[None]
-    wanted = moments(reference)
+def fit_map(
+    pictures: Pictures, reference: Tensor, method: Method = "mkl", mask: Tensor | None = None, seen: Seen | None = None
+) -> ColorMap:
+    """Fit the map that brings the colours of pictures to those of a reference; arguments as in transfer_color.
+
+    pictures  a batch, or pictures of any sizes (then without a mask), which are looked at one after another
+    seen      called when a picture was measured
+    """
+    return _fit(pictures, _measured(pictures, mask, seen), Wanted(reference, method), mask)
+
+
+def _fit(pictures: Pictures, own: Moments, wanted: Wanted, mask: Tensor | None) -> ColorMap:
+    theirs = _measured(wanted.pictures, wanted.mask)
     share = colorful(own)
-    if not share.any() or not colorful(pool(wanted)).any():
+    if not share.any() or not colorful(pool(theirs)).any():
         return Still()
-    if method == "histogram":
-        counted = share.to(pictures)[:, None, None, None] * (1.0 if mask is None else mask)
-        counted = counted.expand(-1, 1, *pictures.shape[-2:])
-        pairs = zip(histograms(pictures, counted), histograms(reference), strict=True)
-        return CurveMap(torch.stack([tone_curve(ours, theirs, KNOTS) for ours, theirs in pairs]))
-    if method == "reinhard":
+    if wanted.method == "histogram":
+        pairs = zip(_tones(pictures, mask, share), _tones(wanted.pictures, wanted.mask), strict=True)
+        return CurveMap(torch.stack([tone_curve(mine, other, KNOTS) for mine, other in pairs]))
+    if wanted.method == "reinhard":
         # The table is the map: three powers a pixel cost more, and a .cube file says the same.
-        return tabulate(_reinhard(pool(moments(_lab(pictures), mask), share), pool(moments(_lab(reference)))))
-    (_, mean_s, source), (_, mean_t, target) = pool(own, share), pool(wanted)
+        seen = pool(_joined(moments(_lab(p), m) for p, m in _rows(pictures, mask)), share)
+        return tabulate(
+            _reinhard(seen, pool(_joined(moments(_lab(p), m) for p, m in _rows(wanted.pictures, wanted.mask))))
+        )
+    (_, mean_s, source), (_, mean_t, target) = pool(own, share), pool(theirs)
     floor = QUANTISED * torch.eye(3, dtype=source.dtype, device=source.device)
     matrix = limited(monge_kantorovitch(source[0] + floor, target[0] + floor))
     return LinearMap(matrix, mean_t[0] - matrix @ mean_s[0])
+
+
+def _rows(pictures: Pictures, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Pictures one at a time with their masks, [1, 3, H, W] and [1, 1, H, W]: a clip is larger than what it leaves free."""
+    for number, picture in enumerate(pictures):
+        yield picture[None], None if mask is None else mask[number : number + 1] if len(mask) > 1 else mask
+
+
+def _joined(found: Iterator[Moments]) -> Moments:
+    return Moments(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def _measured(pictures: Pictures, mask: Tensor | None, seen: Seen | None = None) -> Moments:
+    found = []
+    for picture, where in _rows(pictures, mask):
+        found.append(moments(picture, where))
+        if seen:
+            seen()
+    return _joined(iter(found))
+
+
+def _tones(pictures: Pictures, mask: Tensor | None, share: Tensor | None = None) -> Tensor:
+    """The channels' histograms of pictures together, [3, LEVELS]; share [B] is how much each counts."""
+    total, weight = torch.zeros((), dtype=torch.float64), 1e-9
+    for number, (picture, where) in enumerate(_rows(pictures, mask)):
+        pixels = picture.shape[-2] * picture.shape[-1] if where is None else where.sum().item()
+        part = pixels if share is None else pixels * share[number].item()
+        if part:
+            total, weight = total + part * histograms(picture, where).cpu(), weight + part
+    return total / weight
 
 
 def _lab(pictures: Tensor) -> Tensor:
@@ -215,25 +282,41 @@ def tabulate(fitted: ColorMap, size: int = 33, strength: float = 1.0) -> TableMa
     return TableMap(mapped.reshape(3, size, size, size).permute(1, 2, 3, 0).contiguous())
 
 
-def apply_map(fitted: ColorMap, pictures: Tensor, strength: float = 1.0, mask: Tensor | None = None) -> Tensor:
-    """Apply a map of colours; flat pictures stay as they are, and nearly flat ones are changed little.
+def apply_map(
+    fitted: ColorMap, pictures: Tensor, strength: float = 1.0, mask: Tensor | None = None, seen: Seen | None = None
+) -> Tensor:
+    """Apply a map to every colour, as programs apply a .cube: those of flat pictures too.
 
-    ->  [B, 3, H, W] in 0..1
+    seen  called when a picture was changed
+    ->    [B, 3, H, W] in 0..1
     """
-    return _apply(fitted, pictures, strength * colorful(moments(pictures, mask)), mask)
+    return _apply(fitted, pictures, torch.full((len(pictures),), strength), mask, seen)
 
 
-def _apply(fitted: ColorMap, pictures: Tensor, share: Tensor, mask: Tensor | None) -> Tensor:
+def _apply(fitted: ColorMap, pictures: Tensor, share: Tensor, mask: Tensor | None, seen: Seen | None = None) -> Tensor:
     """Apply a map by a share of each picture, [B] in 0..1."""
-    if isinstance(fitted, Still) or not share.any():
-        return pictures
-    if mask is None and isinstance(fitted, LinearMap) and len(set(share.tolist())) == 1:
-        return fitted.weakened(share[0].item())(pictures.float()).clamp_(0, 1).to(pictures.dtype)
-    amount = share.to(pictures.device, torch.float32)[:, None, None, None]
-    amount = amount if mask is None else amount * mask.to(amount)
-    source = pictures.float()
-    mixed = torch.lerp(source, fitted(source), amount.expand_as(source)).clamp_(0, 1)
-    return torch.where(amount > 0, mixed, source).to(pictures.dtype)
+    out = None
+    for number, (picture, where) in enumerate(_rows(pictures, mask)):
+        made = _mapped(fitted, picture, share[number].item(), where).to(pictures.dtype)
+        if seen:
+            seen()
+        if len(pictures) == 1:
+            return made
+        out = torch.empty_like(pictures) if out is None else out
+        out[number] = made[0]
+    return pictures if out is None else out
+
+
+def _mapped(fitted: ColorMap, picture: Tensor, share: float, mask: Tensor | None) -> Tensor:
+    if isinstance(fitted, Still) or not share:
+        return picture
+    source = picture.float()
+    if mask is None and isinstance(fitted, LinearMap):
+        return fitted.weakened(share)(source).clamp_(0, 1)
+    if mask is None:
+        return torch.lerp(source, fitted(source), share).clamp_(0, 1)
+    amount = share * mask.to(source)
+    return torch.where(amount > 0, torch.lerp(source, fitted(source), amount.expand_as(source)).clamp_(0, 1), source)
 
 
 def colorful(found: Moments) -> Tensor:

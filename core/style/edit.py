@@ -1,4 +1,4 @@
-"""Editing pictures with a flow model, from a velocity alone: FlowEdit and RF-inversion.
+"""Editing pictures with a flow model, from a velocity alone: FlowEdit, RF-inversion, and drawing again from noise.
 
 A velocity is a function of a latent and a noise level, so ComfyUI's guiders, diffusers' transformers and the training
 view all run through the same lines. Noise level 0 is the picture and 1 is noise: x = (1 - sigma) clean + sigma noise.
@@ -88,7 +88,8 @@ def flow_edit(edit: Edit, options: FlowEditOptions, seed: int) -> Tensor:
     ->    [B, C, h, w] the edited latent
     """
     rng = torch.Generator().manual_seed(seed)
-    clean, levels = edit.clean, from_strength(edit.sigmas, options.strength).tolist()
+    clean, cut = edit.clean, from_strength(edit.sigmas, options.strength)
+    levels = cut.tolist()
     free = min(round(options.sample_last * (len(edit.sigmas) - 1)), len(levels) - 1)
     turn = len(levels) - 1 - free
     change = torch.zeros_like(clean)
@@ -101,9 +102,23 @@ def flow_edit(edit: Edit, options: FlowEditOptions, seed: int) -> Tensor:
         edit.told(clean + change)
     if not free:
         return clean + change
-    noise = _noise(clean, rng)
-    latent = torch.lerp(clean, noise, levels[turn]) + change
-    for now, after in pairwise(levels[turn:]):
+    return redraw(edit, cut[turn:], _noise(clean, rng), change)
+
+
+def redraw(edit: Edit, levels: Tensor, noise: Tensor, change: Tensor | None = None) -> Tensor:
+    """Draw a picture again under the target's text, from part of the way to noise (SDEdit, Meng et al. 2022).
+
+    Where the picture is not to be changed, each step leads along the straight line from the noise to it.
+
+    levels  [K + 1] falling to 0, as from_strength cuts them; a single one leaves the picture as it is
+    noise   [B, C, h, w]
+    change  [B, C, h, w] added at the beginning; None for none
+    ->      [B, C, h, w]
+    """
+    clean, at = edit.clean, levels.tolist()
+    latent = torch.lerp(clean, noise, at[0])
+    latent = latent if change is None else latent + change
+    for now, after in pairwise(at):
         latent = latent + (after - now) * edit.target(latent, now)
         kept = torch.lerp(clean, noise, after)
         latent = kept + edit.masked(latent - kept)

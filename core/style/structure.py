@@ -9,9 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ..errors import AtelierError
-from ..options import Options
+from ..options import Options, parse
 
 PIXELS = 8  # a side of one latent place, in pixels
+TOKEN = 16  # a side of one image token, in pixels: what Flux draws has sides of whole tokens
+COARSE = 1 / 16  # share of a picture's shorter side: what is wider belongs to its layout
 FLAT = 1e-6  # a deviation below this has no contrast to give or to take
 
 
@@ -26,6 +28,16 @@ class StructureOptions(Options):
     free_palette: bool = Field(
         True, description="Keep shapes only: mean and contrast come from what is drawn. Off keeps colours as well."
     )
+
+
+def layout_kept(amount: float, until: float, size: tuple[int, int]) -> StructureOptions:
+    """Options that keep the layout of a picture of a size in pixels, small and large pictures alike.
+
+    amount, until  as in StructureOptions
+    Raises AtelierError for one outside 0..1.
+    """
+    radius = min(max(1.0, COARSE * min(size)), 512.0)
+    return parse(StructureOptions, {"amount": amount, "until": until, "radius": radius}, "The structure")
 
 
 def from_strength(sigmas: Tensor, strength: float) -> Tensor:
@@ -124,3 +136,22 @@ def fitted(latent: Tensor, size: tuple[int, int]) -> Tensor:
     scaled = F.interpolate(latent, near, mode="bilinear", antialias=True, align_corners=False)
     top, left = ((n - w) // 2 for n, w in zip(near, want, strict=True))
     return scaled[..., top : top + want[0], left : left + want[1]]
+
+
+def continued(pictures: Tensor, step: int = TOKEN) -> Tensor:
+    """Continue the right and lower edges until both sides are multiples of a step.
+
+    pictures  [B, C, H, W]
+    ->        [B, C, H', W']; [..., :H, :W] of it is what came in, which is given back where nothing was missing
+    """
+    down, across = (-side % step for side in pictures.shape[-2:])
+    return F.pad(pictures, (0, across, 0, down), mode="replicate") if down or across else pictures
+
+
+def free_places(mask: Tensor) -> Tensor:
+    """The latent places in which any pixel of a mask may change.
+
+    mask  [B, 1, H, W] in 0..1, sides multiples of 8
+    ->    [B, 1, H / 8, W / 8], 1 or 0
+    """
+    return F.max_pool2d((mask > 0).float(), PIXELS)

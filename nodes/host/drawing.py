@@ -89,7 +89,7 @@ def refuse_misfit(model, lora: dict[str, Tensor]) -> None:
         )
 
 
-def sample(model, positive: list, latent: Tensor, seed: int, steps: int, denoise: float = 1.0) -> Tensor:
+def sample(model, positive: list, latent: Tensor, seed: int, steps: int) -> Tensor:
     """Sample with ComfyUI's Euler sampler and simple schedule at cfg 1.
 
     latent  [B, 16, h, w] raw VAE scale; zeros for text to image
@@ -99,5 +99,5 @@ def sample(model, positive: list, latent: Tensor, seed: int, steps: int, denoise
     bar = comfy.utils.PROGRESS_BAR_ENABLED
     return comfy.sample.sample(
         model, noise, steps, 1.0, "euler", "simple", positive, positive, latent,
-        denoise=denoise, disable_pbar=not bar, seed=seed, callback=lambda *_: check_cancel(),
+        disable_pbar=not bar, seed=seed, callback=lambda *_: check_cancel(),
     )  # fmt: skip

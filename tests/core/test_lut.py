@@ -68,3 +68,19 @@ def test_a_missing_file_and_a_wrong_size_are_told(tmp_path):
         read_cube(tmp_path / "none.cube")
     with pytest.raises(AtelierError, match="2 to 256"):
         tabulate(Still(), 1)
+
+
+def test_ffmpeg_applies_a_file_as_we_do(tmp_path):
+    av = pytest.importorskip("av")
+    path = write_cube(tmp_path / "look.cube", tabulate(fit_map(pictures(0), pictures(1)[0] ** 2)))
+    colors = (torch.rand(24, 40, 3, generator=torch.Generator().manual_seed(2)) * 255).round()
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add_buffer(width=40, height=24, format="rgb24", time_base="1/25"),
+        graph.add("lut3d", f"file={path}:interp=trilinear"),
+        graph.add("buffersink"),
+    ).configure()
+    graph.push(av.VideoFrame.from_ndarray(colors.byte().numpy(), format="rgb24"))
+    theirs = torch.from_numpy(graph.pull().to_ndarray(format="rgb24")).float() / 255
+    ours = read_cube(path)((colors / 255).permute(2, 0, 1)[None]).clamp(0, 1)[0].permute(1, 2, 0)
+    assert (ours - colors / 255).abs().max() > 0.1 and (theirs - ours).abs().max() <= 1.01 / 255

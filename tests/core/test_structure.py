@@ -8,12 +8,15 @@ from scipy import ndimage
 from test_style_edit import SOURCE, nano_source, nano_velocity, painter
 
 from flux_atelier.core.errors import AtelierError
-from flux_atelier.core.style.edit import follow
+from flux_atelier.core.style.edit import Edit, FlowEditOptions, flow_edit, follow, redraw
 from flux_atelier.core.style.structure import (
     StructureOptions,
+    continued,
     fitted,
+    free_places,
     from_strength,
     keep_structure,
+    layout_kept,
     low_pass,
     with_contrast_of,
     with_structure,
@@ -151,3 +154,50 @@ def test_nano_flux_keeps_its_own_colours_where_the_palette_is_free():
         for a, free in ((0.0, True), (1.0, True), (1.0, False))
     ]
     assert (means[1] - means[0]).norm() < 0.5 * (means[2] - means[0]).norm()
+
+
+@pytest.mark.parametrize(("size", "made"), [((3, 5), (16, 16)), ((16, 17), (16, 32)), ((32, 48), (32, 48))])
+def test_edges_are_continued_and_the_picture_stays(size, made):
+    picture = random(2, 3, *size)
+    whole = continued(picture)
+    assert whole.shape == (2, 3, *made) and torch.equal(whole[..., : size[0], : size[1]], picture)
+    assert torch.equal(whole[..., -1, -1], picture[..., -1, -1]) and torch.equal(whole[..., 0, -1], picture[..., 0, -1])
+    assert (whole is picture) == (size == made)
+
+
+def test_a_place_is_free_where_any_of_its_pixels_is():
+    mask = torch.zeros(1, 1, 16, 24)
+    mask[..., 7, 8] = 0.01
+    assert free_places(mask).tolist() == [[[[0, 1, 0], [0, 0, 0]]]]
+    assert free_places(mask + 1).all() and not free_places(mask * 0).any()
+
+
+def test_a_layout_is_a_sixteenth_of_the_shorter_side():
+    assert [layout_kept(0.5, 0.2, size).radius for size in ((64, 640), (1024, 1024), (4, 4))] == [4, 64, 1]
+    assert layout_kept(0.5, 0.2, (64, 64)).amount == 0.5 and layout_kept(0.5, 0.2, (64, 64)).until == 0.2
+    with pytest.raises(AtelierError, match="0 to 1"):
+        layout_kept(2.0, 0.2, (64, 64))
+
+
+def test_drawing_again_from_all_noise_is_drawing_and_from_none_is_the_picture():
+    clean, noise, bend = random(1, 4, 4, 4), random(1, 4, 4, 4, seed=2), lambda x, sigma: x.tanh() + sigma
+    edit = Edit(clean, LEVELS, bend, bend)
+    assert torch.allclose(redraw(edit, LEVELS, noise), follow(bend, noise, LEVELS), atol=1e-6)
+    assert torch.equal(redraw(edit, from_strength(LEVELS, 0.0), noise), clean)
+
+
+def test_drawing_again_by_hand_and_where_the_mask_lets_it():
+    """A field that knows 5 brings the half-noised 2 there in one step; the masked place goes back to 1."""
+    clean, noise = torch.ones(1, 1, 1, 2), torch.full((1, 1, 1, 2), 3.0)
+    known = lambda x, sigma: (x - 5) / sigma  # noqa: E731
+    told = []
+    edit = Edit(clean, LEVELS, known, known, torch.tensor([[[[1.0, 0.0]]]]), told.append)
+    assert redraw(edit, torch.tensor([0.5, 0.0]), noise).flatten().tolist() == [5, 1] and len(told) == 1
+
+
+def test_the_free_steps_of_flow_edit_are_drawing_again():
+    clean, bend = random(1, 4, 4, 4), lambda x, sigma: x.tanh() + sigma
+    edit = Edit(clean, LEVELS, bend, bend)
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+    ours = redraw(edit, from_strength(LEVELS, 0.6), noise)
+    assert torch.allclose(flow_edit(edit, FlowEditOptions(strength=0.6, sample_last=1), 3), ours, atol=1e-6)

@@ -7,7 +7,14 @@ from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.evaluation.grid import curve_plot, picture_grid, running_mean
 from flux_atelier.core.evaluation.style_figure import describe, style_position
 from flux_atelier.core.images import to_picture
-from flux_atelier.core.style.color import ColorOptions, monge_kantorovitch, transfer_color, transfer_shots
+from flux_atelier.core.style.color import (
+    ColorOptions,
+    apply_map,
+    fit_map,
+    monge_kantorovitch,
+    transfer_color,
+    transfer_shots,
+)
 from flux_atelier.core.style.statistics import lab_to_rgb, rgb_to_lab
 
 
@@ -90,6 +97,42 @@ def test_each_shot_has_one_map_of_its_own():
     moved = transfer_shots(torch.cat([first, second]), reference, ColorOptions(), cuts=[3])
     assert torch.equal(moved[:3], transfer_color(first, reference))
     assert torch.equal(moved[3:], transfer_color(second, reference))
+
+
+@METHODS
+def test_one_map_is_fitted_to_pictures_of_any_sizes(method):
+    """Halves of pictures one by one are the pictures."""
+    own, reference = pictures(0), pictures(1)[0]
+    halves = [part for p in own for part in (p[:, :, :9], p[:, :, 9:])]
+    seen = []
+    fitted = fit_map(halves, reference, method, seen=lambda: seen.append(1))
+    assert len(seen) == 4
+    assert torch.allclose(fitted(own), fit_map(own, reference, method)(own), atol=1e-4)
+
+
+@METHODS
+def test_only_what_the_references_mask_shows_is_taken(method):
+    own, reference, mask = pictures(0), pictures(1, 1), torch.zeros(1, 1, 24, 24)
+    mask[..., :12] = 1
+    spoiled = torch.where(mask > 0, reference, 1 - reference**3)
+    taken = transfer_color(own, spoiled, 1.0, method, reference_mask=mask)
+    assert torch.allclose(taken, transfer_color(own, reference[..., :12].contiguous(), 1.0, method), atol=1e-4)
+    assert not torch.allclose(taken, transfer_color(own, spoiled, 1.0, method), atol=0.02)
+
+
+def test_a_map_that_is_applied_changes_flat_pictures_too():
+    flat = torch.full((2, 3, 8, 8), 0.5)
+    fitted = fit_map(pictures(0), pictures(1)[0])
+    seen = []
+    made = apply_map(fitted, flat, 0.5, seen=lambda: seen.append(1))
+    assert len(seen) == 2 and torch.allclose(made, ((flat + fitted(flat)) / 2).clamp(0, 1), atol=1e-5)
+    assert torch.equal(apply_map(fitted, flat, 1.0, torch.zeros(1, 1, 8, 8)), flat)
+
+
+def test_every_picture_of_a_clip_is_seen_twice():
+    seen = []
+    transfer_shots(pictures(0, 4), pictures(1)[0], ColorOptions(), [2], seen=lambda: seen.append(1))
+    assert len(seen) == 8
 
 
 def test_lab_beside_scikit_image_and_back():

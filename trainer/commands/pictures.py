@@ -1,17 +1,17 @@
-"""compare and stylise: what a LoRA does to prompts and to pictures."""
+"""compare: what a LoRA does to prompts; the commands that change pictures come along from style.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...core.dataset.folder import open_picture, picture_files
+from ...core.dataset.folder import picture_files
 from ...core.errors import AtelierError
 from ...core.evaluation.grid import picture_grid
 from ...core.evaluation.style_figure import describe, describe_files, style_position
-from ...core.images import save_picture, to_picture, to_tensor
+from ...core.images import save_picture, to_picture
 from ...core.lora.formats import read_lora
-from ...core.style.color import transfer_color
-from ..draw import Painter, flux_pipeline, stylise
+from ..draw import Painter
 from ..encoders import FileEncoder
+from . import style
 from .train import add_model, device_of, model_files
 
 
@@ -56,35 +56,7 @@ def run_compare(args) -> Iterator[str]:
         yield f"style figure {figure:.3f} (0 is the base, 1 the target)"
 
 
-def add_stylise(parser) -> None:
-    parser.add_argument("pictures", type=Path, nargs="+", help="pictures")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--lora", type=Path, help="LoRA file")
-    parser.add_argument("--lora-strength", type=float, default=1.0, help="strength of the LoRA")
-    parser.add_argument("--prompt", default="", help="what the pictures show")
-    parser.add_argument("--strength", type=float, default=0.6, help="share of the way back to noise")
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps of the whole way")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture")
-    parser.add_argument("--color-from", type=Path, help="picture whose palette the results take")
-    add_model(parser)
-
-
-def run_stylise(args) -> Iterator[str]:
-    files = model_files(args)
-    encoder = FileEncoder(files, device_of(args))
-    pipe = flux_pipeline(files, encoder, read_lora(args.lora) if args.lora else None, args.lora_strength)
-    reference = to_tensor(open_picture(args.color_from)) if args.color_from else None
-    for path in args.pictures:
-        drawn = stylise(
-            pipe, [open_picture(path)], [args.prompt], args.strength, args.steps, args.seed, files.t5_length
-        )[0]
-        if reference is not None:
-            drawn = to_picture(transfer_color(to_tensor(drawn)[None], reference)[0])
-        save_picture(args.out / f"{path.stem}.png", drawn)
-        yield str(args.out / f"{path.stem}.png")
-
-
 COMMANDS = {
     "compare": ("Draw the same prompts and seeds with and without a LoRA.", add_compare, run_compare),
-    "stylise": ("Draw pictures again with a LoRA, through diffusers.", add_stylise, run_stylise),
+    **style.COMMANDS,
 }

@@ -1,10 +1,12 @@
 """Even brightness and colour from frame to frame, shot by shot: each frame's mean and spread follow their smooth course.
 
-Two passes over a clip, so that no more than one frame is held: `measure_levels`, then `deflicker`.
+Two passes over a clip, so that no more than one frame is held: `measure_levels`, then `deflicker`; `deflicker_file`
+makes both.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,7 +15,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ..errors import AtelierError
+from ..files import refuse_overwriting
 from ..options import Options
+from .cuts import Change, change_between, thumbnail
+from .stream import others
+from .video import probe, read_frames, write_video
 
 GAINS = (0.5, 2.0)  # a frame's contrast is changed no further
 FLOOR = 2 / 255  # added to deviations: a flat frame has no contrast to change
@@ -114,3 +120,51 @@ def deflicker(frames: Iterable[Tensor], found: Levels, aim: Levels, options: Def
         gain, own, wanted = (t[n].to(frame)[:, None, None] for t in (gains, found.mean, aim.mean))
         even = (frame - own) * gain + wanted
         yield torch.lerp(frame, even, options.strength).clamp(0, 1)
+
+
+Told = Callable[[int, int, Tensor], None]  # frames read in both passes, those there will be, and the last one
+
+
+def deflicker_file(source: Path, out: Path, options: DeflickerOptions, told: Told) -> tuple[int, int]:
+    """Even out a video file in two passes, one frame at a time; the first sound is copied unchanged.
+
+    out   .mp4, written whole or not at all
+    told  called for each frame of both passes; what it raises stops the run
+    ->    frames and shots
+    Raises AtelierError if the result would be the source, or MP4 cannot hold the sound.
+    """
+    refuse_overwriting(out, [source])
+    if out.suffix.lower() != ".mp4":
+        raise AtelierError(f"{out.name} has another ending than .mp4. Write to a .mp4 file.")
+    check_sound(source)
+    clip, cuts, before = probe(source), [], None
+    half = clip.frames or max(1, round(clip.seconds * clip.rate))
+
+    def measured() -> Iterator[Tensor]:
+        nonlocal before
+        for number, frame in enumerate(read_frames(source)):
+            now = thumbnail(frame)
+            if before is not None and change_between(before, now) is Change.CUT:
+                cuts.append(number)
+            before = now
+            told(number + 1, 2 * half, frame)
+            yield frame
+
+    found = measure_levels(measured())
+    count = len(found.mean)
+
+    def evened() -> Iterator[Tensor]:
+        aim = aimed_levels(found, options, cuts)
+        for number, frame in enumerate(deflicker(read_frames(source), found, aim, options), 1):
+            told(count + number, 2 * count, frame)
+            yield frame
+
+    return write_video(out, evened(), clip.rate, sound=source), len(cuts) + 1
+
+
+def check_sound(source: Path) -> None:
+    """Raise AtelierError where MP4 cannot hold a video's sound."""
+    try:
+        others(source, Path("film.mp4"))
+    except AtelierError:
+        raise AtelierError(f"MP4 cannot hold the sound of {source.name}. Convert it to AAC first.") from None

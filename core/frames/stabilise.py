@@ -16,9 +16,12 @@ from ..options import Options
 from .flow import Flow, best_flow
 
 DOUBT = 0.06  # change of a source's colour at which half of the trust in its motion is gone
+OTHER = 0.25  # difference of what was carried and what is drawn, from which they are different things
+THING = 1.5  # pixels, deviation of the Gaussian over which that is judged: strokes may differ
 LOW = 1.0  # pixels, deviation of the Gaussian that parts colours from strokes
 AROUND = 31  # pixels, side of the window in which the strength of strokes is measured
 MOST_GAIN = 3.0  # of strokes that averaging has made weaker
+UNREACHED = 1e-6  # trust at which nothing was carried to a place
 
 
 class StabiliseOptions(Options):
@@ -65,7 +68,7 @@ def stabilise(
         state = drawn
         if before is not None and number not in resets:
             carried, trust = carry(plain, before[0], before[1], estimate)
-            state = torch.lerp(drawn, carried, options.strength * trust)
+            state = hold(drawn, carried, options.strength * trust)
         before = plain, state
         yield strengthen(state, drawn, options.detail)
 
@@ -100,6 +103,18 @@ def carry(now: Tensor, before: Tensor, drawn: Tensor, flow: Flow) -> tuple[Tenso
     motion = flow(now, before)
     moved = sample(torch.cat([drawn, before]), motion)
     return moved[: len(drawn)].clamp(0, 1), trust_in(motion, now, moved[len(drawn) :])
+
+
+def hold(drawn: Tensor, carried: Tensor, share: Tensor) -> Tensor:
+    """Mix what was carried into a drawn frame, less where the two show different things.
+
+    A drawn outline does not lie on the source's to the pixel, and what is left behind there would stay for good.
+
+    drawn, carried  [3, H, W]
+    share           [1, H, W] in 0..1, of what was carried
+    """
+    apart = blurred(drawn - carried, THING).abs().amax(0, keepdim=True)
+    return torch.lerp(drawn, carried, share * torch.exp2(-((apart / OTHER) ** 2)))
 
 
 def trust_in(motion: Tensor, now: Tensor, moved: Tensor) -> Tensor:
@@ -192,6 +207,21 @@ def stabilise_between(
     if beside or not anchors:
         found = f"Anchor {beside[0]} is not one of the {len(source)} frames" if beside else "There is no anchor frame"
         raise AtelierError(f"{found}. Give stylised frames with numbers from 0 to {len(source) - 1}.")
+    between = carry_between(source, anchors, flow, resets)
+    return [
+        anchors[n] if n in anchors else torch.where(trust > UNREACHED, drawn, source[n])
+        for n, (drawn, trust) in enumerate(between)
+    ]
+
+
+def carry_between(
+    source: Sequence[Tensor], anchors: dict[int, Tensor], flow: Flow | None = None, resets: Collection[int] = ()
+) -> list[tuple[Tensor, Tensor]]:
+    """Carry the anchors before and after each frame to it, and mix them by nearness and trust.
+
+    Arguments as in stabilise_between.
+    ->  for each frame [3, H, W] what was carried, and [1, H, W] in 0..1 how much the better of both is trusted
+    """
     estimate = flow or best_flow()
     numbers = range(len(source))
     ahead = _spread(source, anchors, estimate, numbers, set(resets))
@@ -200,9 +230,9 @@ def stabilise_between(
     for n in numbers:
         (first, trust_a, steps_a), (second, trust_b, steps_b) = ahead[n], behind[n]
         # The nearer one counts more; an anchor itself is 0 steps away and counts alone.
-        a, b = trust_a * steps_b, trust_b * steps_a
-        drawn = (a * first + b * second) / (a + b).clamp(min=1e-6)
-        out.append(anchors[n] if n in anchors else torch.where(a + b > 1e-6, drawn, source[n]))
+        a, b = (trust_a, trust_b) if n in anchors else (trust_a * steps_b, trust_b * steps_a)
+        mixed = (a * first + b * second) / (a + b).clamp(min=1e-6)
+        out.append((mixed, torch.maximum(trust_a, trust_b)))
     return out
 
 

@@ -110,10 +110,20 @@ def warped_noise(
             field = fresh_noise(channels, *grid, rng)
         else:
             motion = estimate(frame, before)
-            trust = trust_in(motion, frame, sample(before, motion))
-            field = carry_noise(field, cells_of(motion, grid), _reduced(trust, grid)[0] > 0.5, rng)
+            field = follow(field, motion, trust_in(motion, frame, sample(before, motion)), rng)
         before = frame
         yield summed(field.values, finer)
+
+
+def follow(field: NoiseField, motion: Tensor, trust: Tensor, rng: torch.Generator) -> NoiseField:
+    """Bring noise from a clip's frame to the next one, by a motion of pixels.
+
+    motion  [2, H, W] pixels, from the present frame to the previous one
+    trust   [1, H, W] in 0..1; new noise comes where it is half or less
+    rng     on the CPU
+    """
+    grid = field.values.shape[-2], field.values.shape[-1]
+    return carry_noise(field, cells_of(motion, grid), _reduced(trust, grid)[0] > 0.5, rng)
 
 
 def cells_of(motion: Tensor, grid: tuple[int, int]) -> Tensor:

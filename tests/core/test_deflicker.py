@@ -1,7 +1,10 @@
 """The deflicker, worked by hand and by law."""
 
+from fractions import Fraction
+
 import pytest
 import torch
+from test_stream import film, packets
 
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.evaluation.metrics import flicker
@@ -9,9 +12,13 @@ from flux_atelier.core.frames.deflicker import (
     DeflickerOptions,
     aimed_levels,
     deflicker,
+    deflicker_file,
     measure_levels,
     smooth_course,
 )  # fmt: skip
+from flux_atelier.core.frames.video import read_frames, write_video
+
+RATE = Fraction(24)
 
 
 def clip(count=20, seed=0, noise=0.03):
@@ -83,3 +90,40 @@ def test_no_frames_and_another_length_are_told():
         measure_levels([])
     with pytest.raises(AtelierError, match="one length"):
         evened(clip(3), source=clip(2))
+
+
+def test_a_film_is_evened_in_two_passes_with_its_sound(tmp_path):
+    sounding, source, out = film(tmp_path / "s.mp4", RATE, 16), tmp_path / "a.mp4", tmp_path / "b.mp4"
+    dark, light = ([f.repeat_interleave(2, 2) for f in clip(8, seed)] for seed in (1, 2))
+    write_video(source, [*dark, *(1 - f for f in light)], RATE, sound=sounding)
+    seen = []
+    counts = deflicker_file(source, out, DeflickerOptions(window=6), lambda *told: seen.append(told[:2]))
+    assert counts == (16, 2)
+    assert seen == [(n, 32) for n in range(1, 33)]
+    even, rough = ([brightness(read_frames(p))[part] for part in (slice(8), slice(8, 16))] for p in (out, source))
+    assert all(flicker(a) <= 0.25 * flicker(b) for a, b in zip(even, rough, strict=True))
+    assert packets(out) == packets(source)
+
+
+@pytest.mark.parametrize("stop_at", [3, 25])
+def test_stopping_a_film_leaves_nothing(tmp_path, stop_at):
+    source = film(tmp_path / "s.mp4", RATE, 16)
+
+    def stop(done, *_):
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deflicker_file(source, tmp_path / "b.mp4", DeflickerOptions(), stop)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.mp4"]
+
+
+def test_a_film_that_cannot_be_written_is_told(tmp_path):
+    source, odd = film(tmp_path / "s.mp4", RATE, 4), film(tmp_path / "s.mkv", RATE, 4, codec="pcm_u8")
+    for given, out, words in (
+        (source, source, "one of the files"),
+        (source, tmp_path / "b.mkv", "another ending"),
+        (odd, tmp_path / "b.mp4", "sound of s.mkv. Convert"),
+    ):
+        with pytest.raises(AtelierError, match=words):
+            deflicker_file(given, out, DeflickerOptions(), print)

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 import torch
 
 from flux_atelier.core.frames.warped_noise import carry_noise, cells_of, fresh_noise, summed, warped_noise
@@ -39,12 +40,13 @@ def correlation(a, b):
 
 def followed(now, before, motion):
     """The noise before, at the one of the four cells around a motion's end that is likest: a value cannot sit between."""
-    y, x = torch.meshgrid(torch.arange(SIZE[1]), torch.arange(SIZE[2]), indexing="ij")
+    height, width = now.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     found = []
     for right in (0, 1):
         for down in (0, 1):
-            at_x = ((x + motion[0]).floor().long() + right).clamp(0, SIZE[2] - 1)
-            at_y = ((y + motion[1]).floor().long() + down).clamp(0, SIZE[1] - 1)
+            at_x = ((x + motion[0]).floor().long() + right).clamp(0, width - 1)
+            at_y = ((y + motion[1]).floor().long() + down).clamp(0, height - 1)
             found.append(before[:, at_y, at_x])
     choice = torch.stack([(now * f).sum(0) for f in found]).argmax(0)
     return torch.stack(found).gather(0, choice.expand(1, *now.shape))[0]
@@ -121,3 +123,16 @@ def test_cells_and_sums_by_hand():
     motion = cells_of(torch.tensor([8.0, -16.0])[:, None, None].expand(2, 64, 96), (8, 12))
     assert torch.allclose(motion, torch.tensor([1.0, -2.0])[:, None, None].expand(2, 8, 12))
     assert summed(torch.ones(1, 4, 4), 2).eq(2).all()
+
+
+def test_by_estimated_motion_it_is_white_and_follows_a_photograph():
+    """A window that wanders over a photograph; the motion is found, not told."""
+    data = pytest.importorskip("skimage.data")
+    whole = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1).float()[:, ::2, ::2] / 255
+    frames = [whole[:, 60 - 2 * t : 188 - 2 * t, 20 + 4 * t : 212 + 4 * t] for t in range(7)]
+    noise = list(warped_noise(frames, (16, 16, 24), 3))
+    assert abs(torch.stack(noise).std() - 1) <= 0.01
+    assert abs(correlation(torch.stack(noise)[..., 1:], torch.stack(noise)[..., :-1])) <= 0.02
+    motion = shift(0.5, -0.25, 16, 24)
+    for before, now in pairwise(noise):
+        assert correlation(now[:, 1:, :-1], followed(now, before, motion)[:, 1:, :-1]) >= 0.7

@@ -1,0 +1,153 @@
+"""Clips that are steady: stylised frames held together, brightness evened out, and noise that moves along."""
+
+import torch
+from comfy_api.latest import InputImpl, io, ui
+from torch import Tensor
+
+from ..core.counting import counted
+from ..core.errors import AtelierError
+from ..core.files import digest_of
+from ..core.frames.deflicker import DeflickerOptions, aimed_levels, deflicker, deflicker_file, measure_levels
+from ..core.frames.stabilise import StabiliseOptions, stabilise
+from . import host
+from .color import cuts_in, planes, with_planes
+from .frames import LONGEST_STEM, Previews, video_path
+from .host.clips import WarpedNoise
+from .widgets import inputs_of
+
+CATEGORY = "Flux Atelier/Frames"
+
+
+class StabiliseClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierStabiliseClip",
+            display_name="Stabilise Clip",
+            category=CATEGORY,
+            description="Hold the frames of a stylised clip together along the motion of its source; begins anew at cuts.",
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Image.Input("source", tooltip="The frames before they were stylised: they tell the motion and the cuts."),
+                io.Image.Input("drawn", tooltip="The stylised frames, as many and as large."),
+                *inputs_of(StabiliseOptions),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, source, drawn, **options) -> io.NodeOutput:
+        wanted, out = StabiliseOptions(**options), torch.empty_like(drawn[..., :3])
+        progress, previews = host.Progress(max(1, len(drawn)), cls.hidden.unique_id), Previews()
+        cuts = cuts_in(source)
+        for number, frame in enumerate(stabilise(planes(source), planes(drawn), wanted, resets=cuts)):
+            out[number] = frame.permute(1, 2, 0)
+            progress.at(number + 1, previews.of(frame))
+        return io.NodeOutput(with_planes(drawn, planes(out)), ui={"text": [counted(len(cuts) + 1, "shot")]})
+
+
+class Deflicker(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierDeflicker",
+            display_name="Deflicker",
+            category=CATEGORY,
+            description="Even out brightness and colour from frame to frame, shot by shot. Long clips: Deflicker Video.",
+            hidden=[io.Hidden.unique_id],
+            inputs=[io.Image.Input("images", tooltip="The frames in order."), *inputs_of(DeflickerOptions)],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(cls, images, **options) -> io.NodeOutput:
+        wanted, out = DeflickerOptions(**options), torch.empty_like(images[..., :3])
+        progress, previews = host.Progress(max(1, len(images)), cls.hidden.unique_id), Previews()
+        found, cuts = measure_levels(planes(images)), cuts_in(images)
+        aim = aimed_levels(found, wanted, cuts)
+        for number, frame in enumerate(deflicker(planes(images), found, aim, wanted)):
+            out[number] = frame.permute(1, 2, 0)
+            progress.at(number + 1, previews.of(frame))
+        return io.NodeOutput(with_planes(images, planes(out)), ui={"text": [counted(len(cuts) + 1, "shot")]})
+
+
+class DeflickerVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierDeflickerVideo",
+            display_name="Deflicker Video",
+            category=CATEGORY,
+            description="Even out a video's brightness and colour, shot by shot, streaming: memory does not grow, sound stays.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Video.Input("video", tooltip="The video."),
+                *inputs_of(DeflickerOptions),
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="Begins the file's name in output/flux_atelier/video; empty: the video's own name.",
+                ),
+            ],
+            outputs=[io.Video.Output(display_name="video")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name=None):
+        return host.told(lambda text: video_path(text.strip() or "video", "0"), name)
+
+    @classmethod
+    def execute(cls, video, name: str, **options) -> io.NodeOutput:
+        wanted = DeflickerOptions(**options)
+        with host.video_source(video) as source:
+            key = digest_of("deflicker", source.key, wanted.model_dump())
+            out = video_path(name.strip() or source.stem[:LONGEST_STEM], key[:8])
+            progress, previews = host.Progress(1, cls.hidden.unique_id), Previews()
+
+            def watch(done: int, total: int, frame: Tensor) -> None:
+                progress.total = max(done, total)
+                progress.at(done, previews.of(frame))
+
+            count, shots = deflicker_file(source.path, out, wanted, watch)
+        told = f"{counted(count, 'frame')}, {counted(shots, 'shot')}\n{out}"
+        return io.NodeOutput(InputImpl.VideoFromFile(str(out)), ui=ui.PreviewText(told))
+
+
+class WarpedNoiseNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FluxAtelierWarpedNoise",
+            display_name="Warped Noise",
+            category=CATEGORY,
+            description="Noise that moves with a clip, for SamplerCustomAdvanced and a batch of frames: strokes stay on things.",
+            inputs=[
+                io.Image.Input("images", tooltip="The frames in order; they tell the motion and the cuts."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate="fixed",
+                    tooltip="Seed of the noise.",
+                ),
+                io.Int.Input(
+                    "finer",
+                    default=1,
+                    min=1,
+                    max=4,
+                    tooltip="Cells along a side of one latent value: 1 moves the noise by whole values, 2 or more lets it glide.",
+                ),
+            ],
+            outputs=[io.Noise.Output(display_name="noise")],
+        )
+
+    @classmethod
+    def execute(cls, images, seed: int, finer: int) -> io.NodeOutput:
+        if not len(images):
+            raise AtelierError("There are no frames. Give at least one.")
+        return io.NodeOutput(WarpedNoise(planes(images), seed, finer, cuts_in(images)))
+
+
+NODES = [StabiliseClip, Deflicker, DeflickerVideo, WarpedNoiseNode]

@@ -1,21 +1,23 @@
 """How good a restyled clip is, in figures that need no weights: likeness, steadiness, structure and colour.
 
-`judge` walks through a clip two frames at a time; `write_scores` and `score_table` show what it found.
+`judge` and `judge_clips` walk through clips two frames at a time; `write_scores` and `score_table` show what they found.
 """
 
 import csv
 import io
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import AtelierError
 from ..files import write_text
+from ..frames.cuts import is_cut
 from ..frames.flow import Flow, best_flow, luma
 from ..frames.stabilise import sample, trust_in
 from ..style.statistics import rgb_to_lab
@@ -23,12 +25,25 @@ from ..style.statistics import rgb_to_lab
 GAUSSIAN, RADIUS = 1.5, 5  # pixels, the window of Wang et al. 2004
 TRUSTED = 0.5  # motion is judged where it is trusted by at least this
 DIRECTIONS, QUANTILES = 32, 256  # of the sliced distance of colours
+MOST_PIXELS = 2**16  # of a picture that are asked for its palette
+GOLDEN = 0.618033988749895  # its multiples without their whole part fill a line evenly, in step with no pattern
+STRIP = 64  # rows that are softened at a time: they stay in the processor's cache
 STRUCTURE_SCALES = 3  # halvings
+# Head of a table's column: the figure, and how it is written.
+FIGURES = {
+    "PSNR dB": ("psnr", ".2f"),
+    "SSIM": ("ssim", ".3f"),
+    "warping x1000": ("warping", ".3f"),
+    "flicker x1000": ("flicker", ".2f"),
+    "sharpness x1000": ("sharpness", ".2f"),
+    "structure": ("structure", ".3f"),
+    "colour ΔE": ("color", ".2f"),
+}
 
 
 @dataclass(frozen=True)
 class FrameScores:
-    """Figures of one frame; those of motion are None where a shot begins.
+    """Figures of one frame; those of motion are None where a shot begins, and where no motion is trusted.
 
     psnr        dB, likeness to the source
     ssim        -1..1, likeness to the source
@@ -51,7 +66,10 @@ class FrameScores:
 
 @dataclass(frozen=True)
 class ClipScores:
-    """A clip's frames and their means; flicker is the mean second difference of brightness within shots, x 1000."""
+    """A clip's frames and their means.
+
+    flicker  mean second difference of brightness within shots, x 1000; nan where no shot has three frames
+    """
 
     frames: tuple[FrameScores, ...]
     flicker: float
@@ -64,7 +82,7 @@ class ClipScores:
 
 def psnr(first: Tensor, second: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of pictures of any one shape in 0..1; inf where they are equal."""
-    error = (first.double() - second.double()).square().mean().item()
+    error = (first - second).double().square().mean().item()
     return -10 * math.log10(error) if error else math.inf
 
 
@@ -74,26 +92,46 @@ def ssim(first: Tensor, second: Tensor) -> float:
     first, second  [C, H, W] in 0..1
     Raises AtelierError for pictures smaller than the window.
     """
-    mean_a, mean_b, var_a, var_b, both = _local(first, second)
     one, two = 0.01**2, 0.03**2
-    likeness = (2 * mean_a * mean_b + one) * (2 * both + two)
-    return (likeness / ((mean_a**2 + mean_b**2 + one) * (var_a + var_b + two))).mean().item()
+    total, count = 0.0, 0
+    for mean_a, mean_b, var_a, var_b, both in _windows(first, second):
+        likeness = (2 * mean_a * mean_b + one) * (2 * both + two)
+        total += (likeness / ((mean_a**2 + mean_b**2 + one) * (var_a + var_b + two))).sum().item()
+        count += likeness.numel()
+    return total / count
 
 
-def _local(first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
-    """Means, variances and covariance in windows that lie inside; each [C, H - 10, W - 10] float64."""
+def _windows(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Means, variances and covariance in all windows that lie inside, a few rows of one channel at a time.
+
+    -> [rows, W - 10] float64 each
+    """
     if min(first.shape[-2:]) <= 2 * RADIUS:
         raise AtelierError(
             f"The pictures are {first.shape[-1]} x {first.shape[-2]} pixels. Give at least {2 * RADIUS + 1} x {2 * RADIUS + 1}."
         )
-    a, b = first.double(), second.double()
-    at = torch.arange(-RADIUS, RADIUS + 1, device=a.device, dtype=a.dtype)
+    at = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)
     kernel = torch.exp(-(at**2) / (2 * GAUSSIAN**2))
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    stacked = torch.stack([a, b, a * a, b * b, a * b]).flatten(0, 1)[:, None]
-    means = F.conv2d(F.conv2d(stacked, kernel), kernel.transpose(2, 3))[:, 0].unflatten(0, (5, len(a)))
-    mean_a, mean_b, aa, bb, ab = means
-    return mean_a, mean_b, aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
+    weights = (kernel / kernel.sum()).tolist()
+    for channels in zip(first, second, strict=True):
+        for top in range(0, first.shape[-2] - 2 * RADIUS, STRIP):
+            a, b = (channel[top : top + STRIP + 2 * RADIUS].double() for channel in channels)
+            mean_a, mean_b, aa, bb, ab = (_softened(strip, weights) for strip in (a, b, a * a, b * b, a * b))
+            yield mean_a, mean_b, aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
+
+
+def _softened(strip: Tensor, weights: list[float]) -> Tensor:
+    """Weighted means in square windows that lie inside, [H, W] -> [H - 10, W - 10].
+
+    Shifted sums, because torch's convolution of doubles on the CPU takes fifty times as long.
+    """
+    for side in (1, 0):
+        length = strip.shape[side] - len(weights) + 1
+        found = strip.narrow(side, 0, length) * weights[0]
+        for i, weight in enumerate(weights[1:], 1):
+            found.add_(strip.narrow(side, i, length), alpha=weight)
+        strip = found
+    return strip
 
 
 def structure_distance(content: Tensor, drawn: Tensor) -> float:
@@ -109,10 +147,10 @@ def structure_distance(content: Tensor, drawn: Tensor) -> float:
     for _ in range(STRUCTURE_SCALES):
         if min(a.shape[-2:]) <= 2 * RADIUS:
             break
-        _, _, var_a, var_b, both = _local(a, b)
-        alike = both / (var_a.clamp(min=0) * var_b.clamp(min=0) + 1e-10).sqrt()
-        shapes = var_a.clamp(min=0).sqrt()
-        lost, weight = lost + ((1 - alike) * shapes).sum().item(), weight + shapes.sum().item()
+        for _, _, var_a, var_b, both in _windows(a, b):
+            alike = both / (var_a.clamp(min=0) * var_b.clamp(min=0) + 1e-10).sqrt()
+            shapes = var_a.clamp(min=0).sqrt()
+            lost, weight = lost + ((1 - alike) * shapes).sum().item(), weight + shapes.sum().item()
         a, b = (F.avg_pool2d(t[None], 2)[0] for t in (a, b))
     return lost / weight if weight > 1e-6 else 0.0
 
@@ -124,14 +162,25 @@ def color_distance(first: Tensor, second: Tensor) -> float:
     ->             0 for the same colours in any order; a shift of all colours counts half, which is its mean
                    length along directions in space
     """
+    return (palette(first) - palette(second)).abs().mean().item()
+
+
+def palette(picture: Tensor) -> Tensor:
+    """Quantiles of a picture's colours in CIELAB along directions in space, what `color_distance` compares.
+
+    picture  [3, H, W] in 0..1; of a large one, MOST_PIXELS pixels that lie evenly in it are asked
+    ->       [DIRECTIONS, QUANTILES] float64, in order along each direction
+    """
     rng = torch.Generator().manual_seed(0)
-    axes = F.normalize(torch.randn(DIRECTIONS, 3, generator=rng, dtype=torch.float64), dim=1).to(first.device)
-    places = (torch.arange(QUANTILES, device=first.device) + 0.5) / QUANTILES
-    lines = []
-    for picture in (first, second):
-        along = (axes @ rgb_to_lab(picture.double()).flatten(1)).sort(1).values
-        lines.append(along[:, (places * along.shape[1]).long()])
-    return (lines[0] - lines[1]).abs().mean().item()
+    axes = F.normalize(torch.randn(DIRECTIONS, 3, generator=rng, dtype=torch.float64), dim=1).to(picture.device)
+    pixels = picture.flatten(1)
+    count = pixels.shape[1]
+    if count > MOST_PIXELS:
+        shares = torch.arange(MOST_PIXELS, device=picture.device, dtype=torch.float64) * GOLDEN % 1
+        pixels, count = pixels[:, (shares * count).long()], MOST_PIXELS
+    along = np.sort((axes @ rgb_to_lab(pixels[:, None].double()).flatten(1)).cpu().numpy(), axis=1)
+    places = ((torch.arange(QUANTILES) + 0.5) / QUANTILES * count).long()
+    return torch.from_numpy(along)[:, places]
 
 
 def sharpness(frame: Tensor) -> float:
@@ -156,11 +205,11 @@ def warping_error(drawn: Tensor, before: Tensor, motion: Tensor, trust: Tensor) 
 
 
 def flicker(brightness: Iterable[float], cuts: Collection[int] = ()) -> float:
-    """Mean absolute second difference of brightness within shots, x 1000; 0 for shots of less than three frames."""
+    """Mean absolute second difference of brightness within shots, x 1000; nan where no shot has three frames."""
     values = list(brightness)
     inner = [n for n in range(2, len(values)) if n not in cuts and n - 1 not in cuts]
     bends = [abs(values[n] - 2 * values[n - 1] + values[n - 2]) for n in inner]
-    return 1e3 * sum(bends) / len(bends) if bends else 0.0
+    return 1e3 * sum(bends) / len(bends) if bends else math.nan
 
 
 def judge(
@@ -178,35 +227,103 @@ def judge(
     cuts           frames that begin a new shot
     Raises AtelierError if the clips differ in length or size, or are empty.
     """
-    estimate = flow or best_flow()
-    rows: list[FrameScores] = []
-    before: tuple[Tensor, Tensor] | None = None
-    others = iter(drawn)
-    for number, plain in enumerate(source):
-        frame = next(others, None)
-        if frame is None or frame.shape != plain.shape:
-            told = (
-                "ends"
-                if frame is None
-                else f"is {frame.shape[2]} x {frame.shape[1]}, the source {plain.shape[2]} x {plain.shape[1]}"
+    return judge_clips(source, {"drawn": drawn}, reference, flow, cuts)["drawn"]
+
+
+def judge_clips(
+    source: Iterable[Tensor],
+    clips: Mapping[str, Iterable[Tensor]],
+    reference: Tensor | None = None,
+    flow: Flow | None = None,
+    cuts: Collection[int] | None = None,
+    watch: Callable[[int], object] | None = None,
+) -> dict[str, ClipScores]:
+    """Judge clips beside their one source, all of them in one walk with two frames of each in memory.
+
+    source     [1, 3 or 4, H, W] in 0..1; only colours count
+    clips      by name, frames of the same size, as many of each
+    reference  [3, H, W], whose palette is wanted; the source's own frame if None
+    flow       how the source's motion is estimated; the better of what is installed when left out
+    cuts       frames that begin a new shot; they are found on the source when left out
+    watch      called with the number of frames done, each clip's counted; it may raise to stop
+    Raises AtelierError if the clips differ in length or size, are empty, or hold values that are no numbers.
+    """
+    estimate, shots = flow or best_flow(), set(cuts or ())
+    aim = None if reference is None else palette(_colours(reference))
+    rows: dict[str, list[FrameScores]] = {name: [] for name in clips}
+    before: tuple[Tensor, dict[str, Tensor]] | None = None
+    for number, (plain, drawn) in enumerate(_in_step(source, clips)):
+        if before and cuts is None and is_cut(before[0], plain):
+            shots.add(number)
+        moved = _motion(plain, before[0], estimate) if before and number not in shots else None
+        wanted = palette(plain) if aim is None else aim
+        for place, (name, frame) in enumerate(drawn.items()):
+            if watch:
+                watch(number * len(drawn) + place)
+            error = warping_error(frame, before[1][name], *moved) if before and moved else None
+            rows[name].append(_scores(number, plain, frame, wanted, error))
+        if watch:
+            watch((number + 1) * len(drawn))
+        before = plain, drawn
+    return {n: ClipScores(tuple(r), flicker([f.brightness for f in r], shots)) for n, r in rows.items()}
+
+
+def _motion(now: Tensor, before: Tensor, flow: Flow) -> tuple[Tensor, Tensor] | None:
+    """The source's motion back to its previous frame and the trust in it; None where nothing is trusted."""
+    motion = flow(now, before)
+    trust = trust_in(motion, now, sample(before, motion))
+    return (motion, trust) if (trust >= TRUSTED).any() else None
+
+
+def _scores(number: int, plain: Tensor, frame: Tensor, wanted: Tensor, warping: float | None) -> FrameScores:
+    """Figures of a frame beside the source's; `wanted` is a palette."""
+    return FrameScores(
+        frame=number,
+        psnr=psnr(plain, frame),
+        ssim=ssim(plain, frame),
+        warping=warping,
+        brightness=luma(frame).double().mean().item(),
+        sharpness=sharpness(frame),
+        structure=structure_distance(plain, frame),
+        color=(palette(frame) - wanted).abs().mean().item(),
+    )
+
+
+def _in_step(
+    source: Iterable[Tensor], clips: Mapping[str, Iterable[Tensor]]
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """A frame of the source with a frame of every clip; raises AtelierError where they do not fit."""
+    others, number = {name: iter(frames) for name, frames in clips.items()}, -1
+    for number, given in enumerate(source):
+        plain, drawn = _colours(given, f"Frame {number} of the source"), {}
+        for name, frames in others.items():
+            frame = next(frames, None)
+            if frame is None:
+                raise AtelierError(
+                    f"The clip {name!r} ends after {number} frames, the source goes on. Give clips of one length."
+                )
+            drawn[name] = frame = _colours(frame, f"Frame {number} of the clip {name!r}")
+            if frame.shape != plain.shape:
+                raise AtelierError(
+                    f"Frame {number} of the clip {name!r} has {frame.shape[2]} x {frame.shape[1]} pixels, the source's "
+                    f"{plain.shape[2]} x {plain.shape[1]}. Bring the clips to one size."
+                )
+        yield plain, drawn
+    if number < 0:
+        raise AtelierError("The source has no frames. Give clips of one length with a frame or more.")
+    for name, frames in others.items():
+        if next(frames, None) is not None:
+            raise AtelierError(
+                f"The source ends after {number + 1} frames, the clip {name!r} goes on. Give clips of one length."
             )
-            raise AtelierError(f"At frame {number} the clip {told}. Give clips of one length and size.")
-        error = None
-        if before is not None and number not in cuts:
-            motion = estimate(plain, before[0])
-            error = warping_error(frame, before[1], motion, trust_in(motion, plain, sample(before[0], motion)))
-        palette = plain if reference is None else reference
-        rows.append(
-            FrameScores(
-                number, psnr(plain, frame), ssim(plain, frame), error, luma(frame).double().mean().item(),
-                sharpness(frame), structure_distance(plain, frame), color_distance(frame, palette),
-            )
-        )  # fmt: skip
-        before = plain, frame
-    if not rows or next(others, None) is not None:
-        found = f"The clip goes on after the source's {len(rows)} frames" if rows else "The clip has no frames"
-        raise AtelierError(f"{found}. Give clips of one length.")
-    return ClipScores(tuple(rows), flicker([r.brightness for r in rows], cuts))
+
+
+def _colours(frame: Tensor, what: str = "The reference") -> Tensor:
+    """The three colours of a frame, [1, 3 or 4, H, W] -> [3, H, W] in 0..1."""
+    colours = frame[:3] if frame.shape[0] > 2 else frame[:1].expand(3, -1, -1)
+    if not colours.isfinite().all():
+        raise AtelierError(f"{what} holds values that are no numbers. Draw it again.")
+    return colours.float().clamp(0, 1)
 
 
 def write_scores(path: Path, scores: ClipScores) -> Path:
@@ -217,19 +334,37 @@ def write_scores(path: Path, scores: ClipScores) -> Path:
     pen.writerow([*names, "flicker"])
     for row in scores.frames:
         pen.writerow([*("" if v is None else f"{v:.6g}" for v in astuple(row)), ""])
-    pen.writerow(["mean", *(f"{scores.mean(n):.6g}" for n in names[1:]), f"{scores.flicker:.6g}"])
+    pen.writerow(["mean", *(_told(scores.mean(n), ".6g") for n in names[1:]), _told(scores.flicker, ".6g")])
     return write_text(Path(path), text.getvalue())
 
 
+def _told(value: float, form: str) -> str:
+    """A figure in words; nothing where it could not be measured."""
+    return "" if math.isnan(value) else format(value, form)
+
+
 def score_table(clips: Mapping[str, ClipScores]) -> str:
-    """Clips beside each other as a Markdown table, a line each."""
-    head = ["clip", "PSNR dB", "SSIM", "warping x1000", "flicker x1000", "sharpness x1000", "structure", "colour ΔE"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name, scores in clips.items():
-        cells = [
-            f"{scores.mean('psnr'):.2f}", f"{scores.mean('ssim'):.3f}", f"{scores.mean('warping'):.3f}",
-            f"{scores.flicker:.2f}", f"{scores.mean('sharpness'):.2f}", f"{scores.mean('structure'):.3f}",
-            f"{scores.mean('color'):.2f}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join([name.replace("|", "/"), *cells]) + " |")
-    return "\n".join(lines)
+    """Clips beside each other as a Markdown table, a line each, in columns that stand straight as plain text too."""
+    lines = [["clip", *FIGURES], *([name.replace("|", "/"), *_figures(scores)] for name, scores in clips.items())]
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * wide[0], *("-" * (w - 1) + ":" for w in wide[1:])]
+    straight = _straight(lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (straight[0], rule, *straight[1:]))
+
+
+def score_list(clips: Mapping[str, ClipScores]) -> str:
+    """The same as plain text for a narrow place: a line for each figure, a column for each clip."""
+    columns = [["", *FIGURES], *([name, *_figures(scores)] for name, scores in clips.items())]
+    lines = _straight([list(line) for line in zip(*columns, strict=True)])
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _straight(lines: list[list[str]]) -> list[list[str]]:
+    """Cells as wide as their column; the first column begins on the left, the others end on the right."""
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [[line[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(line[1:], wide[1:], strict=True))] for line in lines]
+
+
+def _figures(scores: ClipScores) -> list[str]:
+    means = (scores.flicker if name == "flicker" else scores.mean(name) for name, _ in FIGURES.values())
+    return [_told(mean, form) for mean, (_, form) in zip(means, FIGURES.values(), strict=True)]

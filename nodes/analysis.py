@@ -103,7 +103,7 @@ class AnalyseLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name):
+    def validate_inputs(cls, name=None):
         return host.told(analysis_folder, name)
 
     @classmethod
@@ -154,7 +154,7 @@ class LoraSimilarity(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name, loras=None):  # noqa: ARG003 - the server always passes it, as names without values
+    def validate_inputs(cls, name=None, loras=None):  # noqa: ARG003 - the server always passes it, as names without values
         return host.told(analysis_folder, name)
 
     @classmethod
@@ -252,7 +252,7 @@ class LoraImportance(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sigmas, width=None, height=None):
+    def validate_inputs(cls, sigmas=None, width=None, height=None):
         read = host.told(read_levels, sigmas)
         return (
             read if read is not True else host.told(lambda sides: check_size(**sides), dict(width=width, height=height))

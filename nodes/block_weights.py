@@ -65,7 +65,7 @@ class BlockWeights(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, base, weights):
+    def validate_inputs(cls, base=None, weights=None):
         return host.told(parse_weights, weights, base or "flux1")
 
     @classmethod
@@ -91,7 +91,7 @@ class ApplyBlockWeights(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name, weights):
+    def validate_inputs(cls, name=None, weights=None):
         named = host.told(host.lora_file, name) if name and name.strip() else True
         return named if named is not True else host.told(check_weights, weights)
 
@@ -125,7 +125,7 @@ class ScheduleLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, schedule):
+    def validate_inputs(cls, schedule=None):
         return host.told(parse_schedule, schedule)
 
     @classmethod
@@ -152,7 +152,7 @@ class ScheduledLoraHooks(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, schedule):
+    def validate_inputs(cls, schedule=None):
         return host.told(parse_schedule, schedule)
 
     @classmethod

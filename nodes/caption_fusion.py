@@ -57,7 +57,9 @@ class FuseCaptions(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, weight_rules, synonym_rules, prefix, budget, clip_folder, name):
+    def validate_inputs(
+        cls, weight_rules=None, synonym_rules=None, prefix=None, budget=None, clip_folder=None, name=None
+    ):
         def check(rules: str) -> None:
             given = {"weight_rules": rules, "synonym_rules": synonym_rules or "", "prefix": prefix or ""}
             check_fusion(FuseOptions(**given, **({"budget": budget} if budget else {})))

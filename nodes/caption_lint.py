@@ -76,7 +76,9 @@ class EditCaptions(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, find, replacement, regex, prefix, suffix, dedupe, order, shuffle):
+    def validate_inputs(
+        cls, find=None, replacement=None, regex=None, prefix=None, suffix=None, dedupe=None, order=None, shuffle=None
+    ):
         given = [find, replacement, regex, prefix, suffix, dedupe, order, shuffle]
         names = ("find", "replacement", "regex", "prefix", "suffix", "dedupe", "order", "shuffle")
         if None in given:  # linked, so it is not known yet

@@ -134,7 +134,7 @@ class CaptionWithModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_folder, prompt, system, caption, name):
+    def validate_inputs(cls, model_folder=None, prompt=None, system=None, caption=None, name=None):
         told = host.told(lambda name: read_family(folder_of(name, vision_folders())), model_folder)
         return first_trouble(told, host.told(check_ask, prompt or "", system, caption), told_name(name))
 
@@ -172,7 +172,7 @@ class CaptionWithTagger(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, tagger_folder, caption, name):
+    def validate_inputs(cls, tagger_folder=None, caption=None, name=None):
         told = host.told(lambda name: check_tagger(folder_of(name, tagger_folders())), tagger_folder)
         return first_trouble(told, host.told(lambda text: check_template(text, answer=True), caption), told_name(name))
 
@@ -205,7 +205,7 @@ class CaptionByEndpoint(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, url, allow_remote, prompt, system, caption, name):
+    def validate_inputs(cls, url=None, allow_remote=None, prompt=None, system=None, caption=None, name=None):
         def check(address: str) -> None:
             endpoint_captioner(EndpointOptions(url=address, allow_remote=bool(allow_remote)))
 
@@ -239,7 +239,7 @@ class DescribeStyle(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, clip_folder, vocabulary, axes):
+    def validate_inputs(cls, clip_folder=None, vocabulary=None, axes=None):
         told = host.told(lambda name: check_clip(folder_of(name, clip_folders())), clip_folder)
         return first_trouble(
             told, host.told(lambda file: axes_of(StyleOptions(vocabulary=file, axes=axes or "")), vocabulary)

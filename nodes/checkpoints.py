@@ -95,7 +95,7 @@ class ExtractLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name, layers):
+    def validate_inputs(cls, name=None, layers=None):
         return told_of(name, layers)
 
     @classmethod
@@ -126,7 +126,7 @@ class ExtractLoraFromFiles(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name, layers):
+    def validate_inputs(cls, name=None, layers=None):
         return told_of(name, layers)
 
     @classmethod
@@ -164,7 +164,7 @@ class ConvertToLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name):
+    def validate_inputs(cls, name=None):
         return host.told(host.lora_file, name)
 
     @classmethod
@@ -197,7 +197,7 @@ class BakeLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name, block_weights):
+    def validate_inputs(cls, name=None, block_weights=None):
         named = host.told(checkpoint_file, name)
         return named if named is not True else host.told(check_weights, block_weights)
 
@@ -240,7 +240,7 @@ class UnbakeLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name, block_weights):
+    def validate_inputs(cls, name=None, block_weights=None):
         named = host.told(checkpoint_file, name)
         return named if named is not True else host.told(check_weights, block_weights)
 

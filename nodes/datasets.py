@@ -57,7 +57,7 @@ class LoadDataset(io.ComfyNode):
         return listing(path), edits(store_folder(path, taken(take)) / STORE), validation, tuple(sorted(take.items()))
 
     @classmethod
-    def validate_inputs(cls, folder):
+    def validate_inputs(cls, folder=None):
         return host.told(host.picture_source, folder)
 
     @classmethod
@@ -187,7 +187,7 @@ class FilterDataset(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, expression):
+    def validate_inputs(cls, expression=None):
         return host.told(check_syntax, expression)
 
     @classmethod

@@ -66,7 +66,7 @@ class DistilLoras(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name, weights, loras=None):
+    def validate_inputs(cls, name=None, weights=None, loras=None):
         named = host.told(host.lora_file, name)
         count = len(loras) if loras else types.MOST_LORAS
         return named if named is not True else host.told(read_weights, weights, count)

@@ -44,7 +44,7 @@ class ImportDataset(io.ComfyNode):
         return listing(path), edits(store_folder(path, Take()) / STORE), texts_in(path), format, trigger
 
     @classmethod
-    def validate_inputs(cls, folder):
+    def validate_inputs(cls, folder=None):
         return host.told(host.picture_folder, folder)
 
     @classmethod
@@ -85,7 +85,7 @@ class ExportDataset(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, name):
+    def validate_inputs(cls, name=None):
         return host.told(lambda text: host.named(host.output_folder("exported"), text), name)
 
     @classmethod

@@ -107,7 +107,7 @@ class LoraGrid(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, name, x_axis, x_values, y_axis, y_values, z_axis, z_values, prompts, blocks,
+        cls, name=None, x_axis=None, x_values=None, y_axis=None, y_values=None, z_axis=None, z_values=None, prompts=None, blocks=None,
         loras=None, width=None, height=None,
     ):  # fmt: skip
         named = host.told(grid_file, name)

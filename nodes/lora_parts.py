@@ -50,7 +50,7 @@ class SplitLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, parts):
+    def validate_inputs(cls, parts=None):
         return host.told(choose, parts, MANY)
 
     @classmethod
@@ -148,7 +148,7 @@ class DirectionStrip(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, strengths, width=None, height=None):
+    def validate_inputs(cls, strengths=None, width=None, height=None):
         read = host.told(read_numbers, strengths, "strengths")
         return (
             read if read is not True else host.told(lambda sides: check_size(**sides), dict(width=width, height=height))

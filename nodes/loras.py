@@ -95,7 +95,7 @@ class ConvertLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name):
+    def validate_inputs(cls, name=None):
         return host.told(host.lora_file, name)
 
     @classmethod

@@ -69,8 +69,8 @@ class MergeLoras(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        name,
-        weights,
+        name=None,
+        weights=None,
         rank=16,
         loras=None,
         method=USUAL.method,

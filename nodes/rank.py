@@ -99,7 +99,7 @@ class ResizeLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name, method, amount, lowest_rank, highest_rank, rules=""):
+    def validate_inputs(cls, name=None, method=None, amount=None, lowest_rank=None, highest_rank=None, rules=""):
         checks = [(host.lora_file, name), (check_rule_text, rules)]
         if None not in (method, amount, lowest_rank, highest_rank):
             checks += [(_check_limits, amount, lowest_rank, highest_rank)]
@@ -200,7 +200,7 @@ class PruneLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name, layers, share, threshold):
+    def validate_inputs(cls, name=None, layers=None, share=None, threshold=None):
         named = host.told(host.lora_file, name)
         return (
             named
@@ -242,7 +242,7 @@ class QuantiseLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name):
+    def validate_inputs(cls, name=None):
         return host.told(host.lora_file, name)
 
     @classmethod

@@ -42,7 +42,7 @@ class RegionalPrompts(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, strengths, masks=None, loras=None):  # noqa: ARG003
+    def validate_inputs(cls, strengths=None, masks=None, loras=None):  # noqa: ARG003
         return host.told(read_strengths, strengths, MOST)
 
     @classmethod

@@ -226,7 +226,7 @@ class EditLoraHeader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name, save_as, more):
+    def validate_inputs(cls, lora_name=None, save_as=None, more=None):
         named = host.told(host.lora_path, lora_name)
         named = named if named is not True or not save_as else host.told(host.lora_file, save_as)
         return named if named is not True else host.told(lambda text: refuse_fixed(entries_of(text)), more)

@@ -71,7 +71,7 @@ class AverageStates(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name):
+    def validate_inputs(cls, name=None):
         return host.told(host.lora_file, name)
 
     @classmethod

@@ -136,7 +136,7 @@ class TrainLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name):
+    def validate_inputs(cls, name=None):
         return host.told(host.lora_file, name)
 
     @classmethod

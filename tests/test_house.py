@@ -145,6 +145,22 @@ def test_every_node_has_its_help_page():
             assert f"`{name}`" in text, f"{page.name} does not tell of {name}"
 
 
+def test_checks_before_the_queue_leave_what_is_missing_or_linked_to_comfyui(comfyui):
+    """An input that a prompt lacks is not given at all, and one that is linked is None."""
+    import asyncio
+    import inspect
+
+    import flux_atelier
+
+    checked = 0
+    for node in asyncio.run(asyncio.run(flux_atelier.comfy_entrypoint()).get_node_list()):
+        if "validate_inputs" in vars(node):
+            names = inspect.signature(node.validate_inputs).parameters
+            assert node.validate_inputs() is node.validate_inputs(**dict.fromkeys(names)) is True, node
+            checked += 1
+    assert checked > 40
+
+
 def test_every_input_has_a_tooltip(comfyui):
     import asyncio
 

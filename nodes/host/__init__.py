@@ -17,6 +17,7 @@ from .folders import picture_roots as picture_roots
 from .folders import run_folder as run_folder
 from .folders import temp_file as temp_file
 from .folders import told as told
+from .interp import InterpolationModel as InterpolationModel
 from .model import CAST as CAST
 from .model import cast as cast
 from .model import fingerprint as fingerprint
@@ -35,4 +36,6 @@ from .regions import Region as Region
 from .regions import regional as regional
 from .sources import datasets_folder as datasets_folder
 from .sources import picture_source as picture_source
+from .video import VideoSource as VideoSource
 from .video import video_file as video_file
+from .video import video_source as video_source

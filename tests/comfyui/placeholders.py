@@ -1,4 +1,4 @@
-"""What workflows name and no repository holds: an empty file for each large model, and a photo, in a server's folders."""
+"""What workflows name and no repository holds: an empty file for each large model, a photo and a video, in a server's folders."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +28,8 @@ def place(base: Path, prompts: Iterable[dict]) -> None:
                 (base / "models" / folder / value).touch()
             elif (node["class_type"], key) == ("LoadImage", "image"):
                 photo(SIZE).save(base / "input" / value)
+            elif (node["class_type"], key) == ("LoadVideo", "file"):
+                clip(base / "input" / value)
 
 
 def photo(size: tuple[int, int]) -> Image.Image:
@@ -45,3 +47,25 @@ def photo(size: tuple[int, int]) -> Image.Image:
     alpha.paste(0, (0, 0, width // 3, height))
     picture.putalpha(alpha)
     return picture
+
+
+def clip(path: Path, seconds: int = 1, rate: int = 24) -> None:
+    """Write a video of a sun that moves, each fourth frame darker, with a tone."""
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as out:
+        picture = out.add_stream("libx264", rate=rate)
+        picture.width, picture.height, picture.pix_fmt = *SIZE, "yuv420p"
+        sound = out.add_stream("aac", rate=48_000)
+        sound.layout = "mono"
+        for number in range(seconds * rate):
+            frame = np.asarray(photo((SIZE[0] * 2, SIZE[1])).convert("RGB"))[:, 2 * number : 2 * number + SIZE[0]]
+            frame = (frame * (0.85 if number % 4 == 0 else 1.0)).astype(np.uint8)
+            out.mux(picture.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        tone = np.sin(np.arange(seconds * 48_000) * 440 * 2 * np.pi / 48_000).astype(np.float32)[None]
+        told = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+        told.sample_rate = 48_000
+        out.mux(sound.encode(told))
+        for stream in (picture, sound):
+            out.mux(stream.encode(None))

@@ -46,7 +46,22 @@ DATASET_ROOM = (
     "wikiart-impressionism",
     "portrait-set",
 )  # test_dataset_workflows.py
-CORE_NODES = ("controlnet-lora", "inpaint-lora", "outpaint-lora", "redux-lora", "upscale-lora")  # test_core_workflows.py
+CORE_NODES = (
+    "controlnet-lora",
+    "inpaint-lora",
+    "outpaint-lora",
+    "redux-lora",
+    "upscale-lora",
+)  # test_core_workflows.py
+STYLE_ROOM = (
+    "flow-edit",
+    "style-reference",
+    "regional-styles",
+    "restyle-photo",
+    "restyle-video",
+    "smooth-video",
+    "deflicker",
+)  # test_style_workflows.py
 
 
 def write_pictures(folder: Path, captions: bool = False, controls: bool = False, masks: int = 0) -> None:
@@ -134,7 +149,7 @@ def quickstart(server) -> list[dict]:
 
 def test_every_workflow_is_run_here():
     trainings = {"quickstart", "resume", "train-kontext", "train-low-vram", "train-style", "train-subject"}
-    assert set(TWINS) == trainings | set(LORA_ROOM) | set(DATASET_ROOM) | set(CORE_NODES)
+    assert set(TWINS) == trainings | set(LORA_ROOM) | set(DATASET_ROOM) | set(CORE_NODES) | set(STYLE_ROOM)
 
 
 def test_a_style_keeps_the_weights_of_the_best_validation(server):

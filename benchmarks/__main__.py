@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("start", "trainer", "gpu", "lora", "curation", "dedup", "scale", "crop", "gallery", "style", "frames", "rife")
+ROOMS = (
+    "start",
+    "trainer",
+    "gpu",
+    "lora",
+    "curation",
+    "dedup",
+    "scale",
+    "crop",
+    "gallery",
+    "style",
+    "frames",
+    "rife",
+    "frames_memory",
+)
 
 
 @dataclass(frozen=True)

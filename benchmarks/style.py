@@ -121,12 +121,60 @@ def _clips() -> list[Figure]:
 
 
 def _noise() -> list[Figure]:
+    """Noise for a clip's latents beside the plain way, noise sampled between its cells, and beside new noise."""
     from flux_atelier.core.frames.warped_noise import warped_noise
 
     source, size = _wander(*CLIPS[1]), (16, 20, 26)
     field = torch.stack(list(warped_noise(source, size, 0)))
-    beside = (field[..., 1:] * field[..., :-1]).mean().item()
+    new = torch.randn(field.shape, generator=torch.Generator().manual_seed(1))
+    _, step, grows = CLIPS[1]
+    plain, lost, strange = [new[0]], [], []
+    for t in range(1, FRAMES):
+        motion = _latent_motion(size, step, grows, t)
+        plain.append(_sampled(plain[-1], motion))
+        lost.append(1 - _correlation(field[t], _likeliest(field[t], field[t - 1], motion)))
+        strange.append(1 - _correlation(new[t], _likeliest(new[t], new[t - 1], motion)))
+    ours, theirs = ((abs(f.std().item() - 1), abs(_kurtosis(f) - 3)) for f in (field, torch.stack(plain)))
+    beside = [abs(_correlation(f[..., 1:], f[..., :-1])) for f in (field, torch.stack(plain))]
     return [
-        Figure("warped noise: deviation off 1", abs(field.std().item() - 1), None, "", most=0.01),
-        Figure("warped noise: correlation of neighbours", abs(beside), None, "", most=0.02),
+        Figure("warped noise: deviation off 1 (sampled)", ours[0], theirs[0], "", most=0.01),
+        Figure("warped noise: kurtosis off 3 (sampled)", ours[1], theirs[1], "", most=0.1),
+        Figure("warped noise: like its neighbours (sampled)", *beside, "", most=0.02),
+        Figure(
+            "warped noise: lost along the motion (new)", sum(lost) / len(lost), sum(strange) / len(lost), "", most=0.3
+        ),
     ]
+
+
+def _latent_motion(size, step: tuple[float, float], grows: float, t: int) -> torch.Tensor:
+    """The true motion of _wander's frame t to the one before it, in cells."""
+    y, x = torch.meshgrid(*(torch.arange(s) - s / 2 + 0.5 for s in size[1:]), indexing="ij")
+    cells = size[2] / SIZE[1]
+    return torch.stack([p / grows - p + s * grows ** (t - 1) * cells for p, s in ((x, step[0]), (y, step[1]))])
+
+
+def _sampled(noise: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
+    from flux_atelier.core.frames.flow import warp
+
+    return warp(noise[None], motion[None])[0]
+
+
+def _likeliest(now: torch.Tensor, before: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
+    """The noise before at the likeliest of the four cells around a motion's end; a value cannot sit between."""
+    height, width = now.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    left, top = ((p + m).floor().long() for p, m in ((x, motion[0]), (y, motion[1])))
+    four = [
+        before[:, (top + down).clamp(0, height - 1), (left + right).clamp(0, width - 1)]
+        for right in (0, 1) for down in (0, 1)
+    ]  # fmt: skip
+    choice = torch.stack([(now * f).sum(0) for f in four]).argmax(0)
+    return torch.stack(four).gather(0, choice.expand(1, *now.shape))[0]
+
+
+def _correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a * b).mean() / (a.std() * b.std())).item()
+
+
+def _kurtosis(field: torch.Tensor) -> float:
+    return ((field - field.mean()) / field.std()).pow(4).mean().item()

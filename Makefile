@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 COMFYUI_PATH ?= $(HOME)/ComfyUI
 DATASET ?=
 ROOM ?= start
+WORKERS ?= 2
+TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 export COMFYUI_PATH
 
 .PHONY: demo test bench comfy check fix faces clean
@@ -18,7 +20,7 @@ demo: $(READY)
 	$(PY) __main__.py demo --out demo $(if $(DATASET),--dataset "$(DATASET)")
 
 test: $(READY)
-	$(PY) -m pytest
+	$(TESTS)
 
 bench: $(READY)
 	$(PY) -m benchmarks $(ROOM)
@@ -30,7 +32,7 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
-	$(PY) -m pytest
+	$(TESTS)
 
 fix: $(READY)
 	$(VENV)/bin/ruff check --fix .

@@ -1,7 +1,7 @@
 """Clips that are steady: stylised frames held together, brightness evened out, and noise that moves along."""
 
 import torch
-from comfy_api.latest import InputImpl, io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.counting import counted
@@ -11,8 +11,8 @@ from ..core.frames.deflicker import DeflickerOptions, aimed_levels, deflicker, d
 from ..core.frames.stabilise import StabiliseOptions, stabilise
 from . import host
 from .color import cuts_in, planes, with_planes
-from .frames import LONGEST_STEM, Previews, video_path
 from .host.clips import WarpedNoise
+from .video_files import Previews, name_input, shown, told_name, video_path
 from .widgets import inputs_of
 
 CATEGORY = "Flux Atelier/Frames"
@@ -84,25 +84,21 @@ class DeflickerVideo(io.ComfyNode):
             inputs=[
                 io.Video.Input("video", tooltip="The video."),
                 *inputs_of(DeflickerOptions),
-                io.String.Input(
-                    "name",
-                    default="",
-                    tooltip="Begins the file's name in output/flux_atelier/video; empty: the video's own name.",
-                ),
+                name_input(),
             ],
             outputs=[io.Video.Output(display_name="video")],
         )
 
     @classmethod
     def validate_inputs(cls, name=None):
-        return host.told(lambda text: video_path(text.strip() or "video", "0"), name)
+        return told_name(name)
 
     @classmethod
     def execute(cls, video, name: str, **options) -> io.NodeOutput:
         wanted = DeflickerOptions(**options)
         with host.video_source(video) as source:
             key = digest_of("deflicker", source.key, wanted.model_dump())
-            out = video_path(name.strip() or source.stem[:LONGEST_STEM], key[:8])
+            out = video_path(source, name, key)
             progress, previews = host.Progress(1, cls.hidden.unique_id), Previews()
 
             def watch(done: int, total: int, frame: Tensor) -> None:
@@ -110,8 +106,7 @@ class DeflickerVideo(io.ComfyNode):
                 progress.at(done, previews.of(frame))
 
             count, shots = deflicker_file(source.path, out, wanted, watch)
-        told = f"{counted(count, 'frame')}, {counted(shots, 'shot')}\n{out}"
-        return io.NodeOutput(InputImpl.VideoFromFile(str(out)), ui=ui.PreviewText(told))
+        return shown(out, f"{counted(count, 'frame')}, {counted(shots, 'shot')}")
 
 
 class WarpedNoiseNode(io.ComfyNode):

@@ -3,35 +3,31 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from time import monotonic
 from typing import Any, TypeVar
 
 import torch
-from comfy_api.latest import InputImpl, io, ui
-from PIL import Image
+from comfy_api.latest import io
 
 from ..core.counting import counted
 from ..core.errors import AtelierError
 from ..core.frames.interpolate import Method, RetimeOptions, flow_method, made_surely, method_of, plain, planned
 from ..core.frames.rife import Rife
 from ..core.frames.rife_models import FILES, find_model
-from ..core.frames.stream import Report, StreamOptions, others, partial_of, retime_file, run_key, source_key
+from ..core.frames.stream import StreamOptions, retime_file, run_key, source_key
 from ..core.frames.timing import frame_count, parse_rate
 from ..core.frames.video import probe
-from ..core.images import to_picture, within
 from . import host
+from .video_files import THERE, Previews, fitting, followed, name_input, shown, told_name, video_path
 from .widgets import inputs_of
 
 CATEGORY = "Flux Atelier/Frames"
 BEST = -2  # the input that leaves the choice of the device to the pack
 INTERP_MODEL = io.Custom("INTERP_MODEL")  # of core's Load Frame Interpolation Model
 LOOK = 0.1  # seconds between looks at whether the person has cancelled
-PREVIEW, PREVIEW_SECONDS = 384, 0.5  # pixels of the longer side; at most so often
-LONGEST_STEM = 100  # characters of a name that is taken from a file, as file systems end at 255 bytes
 
 log = logging.getLogger("flux_atelier")
 
@@ -164,21 +160,6 @@ def further_inputs(options: type[RetimeOptions], *names: str) -> list:
     ]
 
 
-class Previews:
-    """Small pictures of frames, at most about twice a second."""
-
-    def __init__(self):
-        self.next = 0.0
-
-    def of(self, frame: torch.Tensor | None) -> Image.Image | None:
-        """A picture of a frame [C, H, W], or None if there was one a moment ago."""
-        if frame is None or monotonic() < self.next:
-            return None
-        self.next = monotonic() + PREVIEW_SECONDS
-        colours = frame[:3] if len(frame) > 2 else frame[:1].expand(3, -1, -1)
-        return within(to_picture(colours), PREVIEW)
-
-
 def told_rates(rate: str | None, source: str | float | None) -> bool | str:
     """Whether two rates can be read, for validate_inputs; what comes by wire is None and waits."""
     known = Fraction(24) if source is None else source
@@ -257,12 +238,7 @@ class InterpolateVideo(io.ComfyNode):
             inputs=[
                 io.Video.Input("video", tooltip="The video."),
                 *method_inputs("60"),
-                io.String.Input(
-                    "name",
-                    default="",
-                    optional=True,
-                    tooltip="Begins the file's name in output/flux_atelier/video; empty: the video's own name.",
-                ),
+                name_input(optional=True),
                 *further_inputs(StreamOptions, "quality", "hold_cuts", "longest_repeat"),
             ],
             outputs=[io.Video.Output(display_name="video")],
@@ -270,7 +246,7 @@ class InterpolateVideo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, rate=None, name=""):
-        named = host.told(lambda text: video_path(text or "video", "0"), name)
+        named = told_name(name)
         return told_rates(rate, None) if named is True else named
 
     @classmethod
@@ -280,59 +256,18 @@ class InterpolateVideo(io.ComfyNode):
         with ExitStack() as stack:
             source = stack.enter_context(host.video_source(video))
             target = parse_rate(rate, probe(source.path).rate)
+            told_rate = f"{float(target):.6g} a second"
             opened = Choice(method, rife_model, gpu, interp_model).open(stack)
             way = opened.name + (" with fallback" if fallback else "")
             task = StreamOptions(**options, method=way)
             key = run_key(source.key, target, task)
-            out = video_path(name.strip() or source.stem[:LONGEST_STEM], key[:8])
-            out, left_out = fitting(source.path, out)
+            out, left_out = fitting(source.path, video_path(source, name, key))
             if out.is_file():
-                told = "The file was there already, made of the same video in the same way"
-                return shown(out, told, target, left_out)
+                return shown(out, f"{THERE}, {told_rate}", left_out)
             between = plain(opened.method.sure, True) if fallback else opened.method.plain
             steps = retime_file(source.path, out, target, between, task, source.key)
             report = followed(steps, out, cls.hidden.unique_id)
-        return shown(out, counted(report.frames, "frame"), target, left_out)
-
-
-def video_path(stem: str, key: str) -> Path:
-    """Where a video goes: output/flux_atelier/video/<stem>-<key>.mp4; raises AtelierError for a name that leads out."""
-    return host.inside(host.output_folder("flux_atelier", "video"), f"{stem}-{key}.mp4")
-
-
-def fitting(source: Path, out: Path) -> tuple[Path, tuple[str, ...]]:
-    """The same place with an ending whose container can hold the source's sound, and the streams that it cannot hold."""
-    try:
-        return out, others(source, out)[1]
-    except AtelierError:  # MP4 cannot hold the sound; Matroska holds nearly everything
-        out = out.with_suffix(".mkv")
-        return out, others(source, out)[1]
-
-
-def followed(steps, out: Path, node_id: str | None) -> Report:
-    """Run a film's steps to their end with the node's bar and previews; a cancel leaves a part that plays."""
-    progress, previews = None, Previews()
-    try:
-        with closing(steps):
-            for step in steps:
-                progress = progress or host.Progress(max(1, step.total), node_id)
-                progress.total = max(progress.total, step.total)
-                progress.at(min(step.done, progress.total), previews.of(step.frame))
-    except BaseException:
-        if partial_of(out).is_file():
-            log.info(
-                "Stopped. What is done plays from %s; the same node with the same inputs goes on.", partial_of(out)
-            )
-        raise
-    return step.report
-
-
-def shown(out: Path, told: str, target: Fraction, left_out: tuple[str, ...]) -> io.NodeOutput:
-    """The video, and a text that says what it is."""
-    lines = [f"{told}, {float(target):.6g} a second", str(out)]
-    if left_out:
-        lines.append(f"left out, since {out.suffix} cannot hold it: {', '.join(left_out)}")
-    return io.NodeOutput(InputImpl.VideoFromFile(str(out)), ui=ui.PreviewText("\n".join(lines)))
+        return shown(out, f"{counted(report.frames, 'frame')}, {told_rate}", left_out)
 
 
 NODES = [InterpolateFrames, InterpolateVideo]

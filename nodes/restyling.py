@@ -1,7 +1,7 @@
 """Clips drawn again in the style of a LoRA, coherent in time: a batch of frames, or a video from file to file."""
 
 import torch
-from comfy_api.latest import InputImpl, io, ui
+from comfy_api.latest import io
 
 from ..core.counting import counted
 from ..core.errors import AtelierError
@@ -11,9 +11,9 @@ from ..core.frames.video import probe
 from ..core.style.structure import TOKEN, continued, layout_kept
 from . import host
 from .color import planes, with_planes
-from .frames import LONGEST_STEM, Previews, fitting, followed, video_path
 from .host.clips import ClipPainter
 from .style import STRUCTURE, UNTIL
+from .video_files import THERE, Previews, fitting, followed, name_input, shown, told_name, video_path
 from .widgets import drawing_inputs, inputs_of
 
 CATEGORY = "Flux Atelier/Frames"
@@ -111,18 +111,14 @@ class RestyleVideo(io.ComfyNode):
                 io.Video.Input("video", tooltip="The video."),
                 *painter_inputs(),
                 *inputs_of(FilmOptions),
-                io.String.Input(
-                    "name",
-                    default="",
-                    tooltip="Begins the file's name in output/flux_atelier/video; empty: the video's own name.",
-                ),
+                name_input(),
             ],
             outputs=[io.Video.Output(display_name="video")],
         )
 
     @classmethod
     def validate_inputs(cls, name=None):
-        return host.told(lambda text: video_path(text.strip() or "video", "0"), name)
+        return told_name(name)
 
     @classmethod
     def execute(cls, video, name: str, **values) -> io.NodeOutput:
@@ -132,18 +128,13 @@ class RestyleVideo(io.ComfyNode):
             size = canvas_size(probe(source.path), part.longest_side)
             painter = painter_of(size, values)
             key = film_key(source.key, part, painter.key(), values["seed"], options.model_dump())
-            out, left_out = fitting(source.path, video_path(name.strip() or source.stem[:LONGEST_STEM], key[:8]))
+            out, left_out = fitting(source.path, video_path(source, name, key))
             if out.is_file():
-                told = (
-                    f"{counted(probe(out).frames, 'frame')} were there already, made of the same video in the same way"
-                )
-            else:
-                film = Film(source.path, out, part, key)
-                steps = restyle_file(film, painter.canvas(*size, values["seed"]), options)
-                report = followed(steps, out, cls.hidden.unique_id)
-                told = counted(report.frames, "frame")
-        lines = [told, str(out), *(f"left out: {name}" for name in left_out)]
-        return io.NodeOutput(InputImpl.VideoFromFile(str(out)), ui=ui.PreviewText("\n".join(lines)))
+                return shown(out, THERE, left_out)
+            film = Film(source.path, out, part, key)
+            steps = restyle_file(film, painter.canvas(*size, values["seed"]), options)
+            report = followed(steps, out, cls.hidden.unique_id)
+        return shown(out, counted(report.frames, "frame"), left_out)
 
 
 NODES = [RestyleFrames, RestyleVideo]

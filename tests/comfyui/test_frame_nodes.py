@@ -14,7 +14,7 @@ from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.frames.interpolate import blend, method_of
 from flux_atelier.core.frames.stream import partial_of
 from flux_atelier.core.frames.video import probe, read_frames
-from flux_atelier.nodes import frame_models, frames, host
+from flux_atelier.nodes import frame_models, frames, host, video_files
 from flux_atelier.trainer.demo.pictures import moving_clip
 
 
@@ -260,8 +260,8 @@ def test_a_cancelled_film_plays_and_goes_on_as_if_never_stopped(source, monkeypa
 def test_previews_are_small_and_few(source, monkeypatch):
     seen = []
     monkeypatch.setattr(host.Progress, "at", lambda self, value, picture=None: seen.append(picture))
-    monkeypatch.setattr(frames, "monotonic", lambda: len(seen) / 10)  # ten frames a second
-    monkeypatch.setattr(frames, "PREVIEW", 24)
+    monkeypatch.setattr(video_files, "monotonic", lambda: len(seen) / 10)  # ten frames a second
+    monkeypatch.setattr(video_files, "PREVIEW", 24)
     smooth_video(video_of(source), name="seen")
     shown = [i for i, picture in enumerate(seen) if picture]
     assert shown[:3] == [0, 5, 10]

@@ -21,9 +21,10 @@ def to_image(picture: Image.Image) -> Tensor:
 
 
 def save_picture(path: Path, picture: Image.Image) -> Path:
-    """Write a picture whole or not at all, as JPEG or PNG by the path's ending."""
+    """Write a picture whole or not at all, as JPEG or PNG by the path's ending; PNG keeps transparency."""
     kind = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG"
-    return write_whole(path, lambda part: picture.convert("RGB").save(part, kind, quality=92))
+    made = picture if kind == "PNG" and picture.mode == "RGBA" else picture.convert("RGB")
+    return write_whole(path, lambda part: made.save(part, kind, quality=92))
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

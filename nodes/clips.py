@@ -12,8 +12,9 @@ from ..core.frames.stabilise import StabiliseOptions, stabilise
 from . import host
 from .color import cuts_in, planes, with_planes
 from .host.clips import WarpedNoise
-from .video_files import Previews, name_input, shown, told_name, video_path
+from .video_files import THERE, Previews, name_input, shown, told_name, video_path
 from .widgets import inputs_of
+from .written import removals
 
 CATEGORY = "Flux Atelier/Frames"
 
@@ -37,6 +38,7 @@ class StabiliseClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, drawn, **options) -> io.NodeOutput:
+        refuse_unlike(source, drawn)
         wanted, out = StabiliseOptions(**options), torch.empty_like(drawn[..., :3])
         progress, previews = host.Progress(max(1, len(drawn)), cls.hidden.unique_id), Previews()
         cuts = cuts_in(source)
@@ -44,6 +46,19 @@ class StabiliseClip(io.ComfyNode):
             out[number] = frame.permute(1, 2, 0)
             progress.at(number + 1, previews.of(frame))
         return io.NodeOutput(with_planes(drawn, planes(out)), ui={"text": [counted(len(cuts) + 1, "shot")]})
+
+
+def refuse_unlike(source: Tensor, drawn: Tensor) -> None:
+    """Raise AtelierError for IMAGEs of two lengths or sizes, before any motion is looked for."""
+    if len(source) != len(drawn):
+        raise AtelierError(
+            f"The source has {len(source)} frames and the stylised clip {len(drawn)}. Give clips of one length."
+        )
+    if source.shape[1:3] != drawn.shape[1:3]:
+        (height, width), (tall, wide) = source.shape[1:3], drawn.shape[1:3]
+        raise AtelierError(
+            f"The source is {width} x {height} and the stylised clip {wide} x {tall}. Bring both clips to one size."
+        )
 
 
 class Deflicker(io.ComfyNode):
@@ -94,11 +109,18 @@ class DeflickerVideo(io.ComfyNode):
         return told_name(name)
 
     @classmethod
+    def fingerprint_inputs(cls, **_):
+        """A video that was removed is made again."""
+        return removals()
+
+    @classmethod
     def execute(cls, video, name: str, **options) -> io.NodeOutput:
         wanted = DeflickerOptions(**options)
         with host.video_source(video) as source:
             key = digest_of("deflicker", source.key, wanted.model_dump())
             out = video_path(source, name, key)
+            if out.is_file():
+                return shown(out, THERE)
             progress, previews = host.Progress(1, cls.hidden.unique_id), Previews()
 
             def watch(done: int, total: int, frame: Tensor) -> None:

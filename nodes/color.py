@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ..core.errors import AtelierError
 from ..core.frames.cuts import Change, change_between, thumbnail
+from ..core.frames.interpolate import clean
 from ..core.style.color import SIZES, ColorOptions, Method, Still, apply_map, fit_map, tabulate, transfer_shots
 from ..core.style.lut import read_cube, write_cube
 from . import host
 from .widgets import inputs_of
+from .written import remember, removals
 
 CATEGORY = "Flux Atelier/Style"
 SHOTS = ("one map", "each shot")
@@ -52,7 +54,7 @@ def cuts_in(images: Tensor) -> list[int]:
     cuts, before = [], None
     for number, frame in enumerate(planes(images)):
         host.check_cancel()
-        thumb = thumbnail(frame)
+        thumb = thumbnail(clean(frame))
         if before is not None and change_between(before, thumb) is Change.CUT:
             cuts.append(number)
         before = thumb
@@ -155,13 +157,18 @@ class SaveColorMap(io.ComfyNode):
         return host.told(map_to_write, name)
 
     @classmethod
+    def fingerprint_inputs(cls, **_):
+        """A file that was removed is made again."""
+        return removals()
+
+    @classmethod
     def execute(cls, images, reference, method, strength, size, name) -> io.NodeOutput:
         path, pictures = map_to_write(name), planes(images)
         seen = counting(2 * len(images), cls.hidden.unique_id)
         fitted = fit_map(pictures, planes(reference[:1]), method, seen=seen)
         table = tabulate(fitted, size, strength)
         moved = with_planes(images, apply_map(table, pictures, seen=seen))
-        write_cube(path, table, path.stem)
+        remember(write_cube(path, table, path.stem))
         told = f"{path.name}: {size} x {size} x {size} entries"
         if isinstance(fitted, Still):
             told += "; it changes nothing, because the pictures or the reference are flat"

@@ -23,6 +23,7 @@ from ..core.frames.video import probe
 from . import host
 from .video_files import THERE, Previews, fitting, followed, name_input, shown, told_name, video_path
 from .widgets import inputs_of
+from .written import removals
 
 CATEGORY = "Flux Atelier/Frames"
 BEST = -2  # the input that leaves the choice of the device to the pack
@@ -168,7 +169,10 @@ def told_rates(rate: str | None, source: str | float | None) -> bool | str:
 
 def read_rates(rate: str, source: str | float | Fraction) -> tuple[Fraction, Fraction]:
     """The source's rate and the wanted one; raises AtelierError for text that is none."""
-    known = parse_rate(str(source))
+    try:
+        known = parse_rate(str(source))
+    except AtelierError as error:
+        raise AtelierError(f"Of source_rate: {error}") from None
     return known, parse_rate(rate, known)
 
 
@@ -248,6 +252,11 @@ class InterpolateVideo(io.ComfyNode):
     def validate_inputs(cls, rate=None, name=""):
         named = told_name(name)
         return told_rates(rate, None) if named is True else named
+
+    @classmethod
+    def fingerprint_inputs(cls, **_):
+        """A video that was removed is made again."""
+        return removals()
 
     @classmethod
     def execute(

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,28 +11,28 @@ import torch
 from comfy_api.latest import InputImpl, io, ui
 
 from ..core.errors import AtelierError
-from ..core.evaluation.metric_plot import MOST_CLIPS, check_names, write_measured
+from ..core.evaluation.metric_plot import LONGEST, MOST_CLIPS, check_names, write_measured
 from ..core.evaluation.metrics import judge_clips, score_list, score_table
 from ..core.files import write_whole
-from ..core.frames.video import add_h264, frame_rate, open_video, probe, stamped_frames, to_video_frame
+from ..core.frames.playable import evenly, played_as, sound_frames, wave_frames, write_film
+from ..core.frames.video import frame_rate, open_video, probe, stamped_frames
 from ..core.images import to_image
 from . import host
 from .analysis import shown
 from .frames import CATEGORY
+from .written import remember, removals
 
-# What browsers play without help: in each container the codecs of picture and sound.
-PLAYED = {
-    "mp4": ({"h264", "av1", "vp9"}, {"aac", "mp3", "opus", "flac"}),
-    "webm": ({"vp8", "vp9", "av1"}, {"opus", "vorbis"}),
-}
-PLAIN = ("yuv420p", "yuvj420p")
-SOUND = 48000  # Hz
 CHUNK = 2**24  # bytes copied between two looks for a cancel
 
 
 def metrics_folder(name: str) -> Path:
-    """Where figures go: output/flux_atelier/metrics/<name>; raises AtelierError for a name that leads out of it."""
-    return host.named(host.output_folder("flux_atelier", "metrics"), name)
+    """Where figures go: output/flux_atelier/metrics/<name>; raises AtelierError for a name that leads out or is none."""
+    folder = host.named(host.output_folder("flux_atelier", "metrics"), name)
+    if not name.strip().isprintable():
+        raise AtelierError(f"The name is {name!r}, which is no name of a folder. Use letters, digits and spaces.")
+    if any(len(part.encode()) > LONGEST for part in Path(name.strip()).parts):
+        raise AtelierError(f"A folder's name has more than {LONGEST} bytes. Give one of at most {LONGEST} bytes.")
+    return folder
 
 
 def called(labels: str, sockets: Iterable[str]) -> list[str]:
@@ -88,6 +87,11 @@ class MeasureClip(io.ComfyNode):
         return next((told for told in found if told is not True), True)
 
     @classmethod
+    def fingerprint_inputs(cls, **_):
+        """A file that was removed is made again."""
+        return removals()
+
+    @classmethod
     def execute(cls, source, clips: dict, labels: str, name: str, reference=None) -> io.NodeOutput:
         folder, given = metrics_folder(name), dict(zip(called(labels, clips), clips.values(), strict=True))
         for label, clip in given.items():
@@ -103,6 +107,8 @@ class MeasureClip(io.ComfyNode):
             watch=progress.at,
         )
         plot = to_image(write_measured(folder, scores))
+        for file in folder.iterdir():
+            remember(file)
         told = f"{score_list(scores)}\n{folder}"
         return io.NodeOutput(score_table(scores), plot, str(folder), ui=shown([plot], told, cls))
 
@@ -179,7 +185,7 @@ def to_show(video, node_id: str | None) -> dict[str, Any]:
         parts = video.get_components()
         count, rate = len(parts.images), Fraction(parts.frame_rate).limit_denominator(100_000)
         progress = host.Progress(count, node_id)
-        write_film(out, watched(frames_of(parts.images), progress), rate, wave_frames(parts.audio))
+        write_film(out, watched(frames_of(parts.images), progress), rate, noticed(wave_frames(parts.audio)))
     else:
         with host.video_file(video) as source:
             container = played_as(source)
@@ -189,23 +195,10 @@ def to_show(video, node_id: str | None) -> dict[str, Any]:
                 clip = probe(source)
                 progress = host.Progress(max(1, clip.frames), node_id)
                 frames = watched(evenly(stamped_frames(source), clip.rate), progress)
-                write_film(out, frames, clip.rate, sound_frames(source, clip.start), clip.aspect)
+                write_film(out, frames, clip.rate, noticed(sound_frames(source, clip.start)), clip.aspect)
     with open_video(out) as container:
         rate, heard = float(frame_rate(container.streams.video[0])), bool(container.streams.audio)
     return {"filename": out.name, "subfolder": "", "type": "temp", "rate": rate, "sound": heard}
-
-
-def played_as(path: Path) -> str | None:
-    """The ending under which browsers play a file as it is, or None."""
-    with open_video(path) as container:
-        kind = next((k for k in PLAYED if k in container.format.name.split(",")), None)
-        if kind is None:
-            return None
-        picture, sounds = container.streams.video[0], container.streams.audio
-        pictures_played, sounds_played = PLAYED[kind]
-        plain = picture.codec.canonical_name in pictures_played and picture.pix_fmt in PLAIN
-        heard = all(s.codec_context and s.codec.canonical_name in sounds_played for s in sounds)
-        return kind if plain and heard else None
 
 
 def link(source: Path, out: Path) -> Path:
@@ -224,88 +217,18 @@ def copy(source: Path, part: Path) -> None:
             host.check_cancel()
 
 
+def noticed(sound: Iterator[Any]) -> Iterator[Any]:
+    """The same sound, with a cancel noticed at each piece."""
+    for piece in sound:
+        host.check_cancel()
+        yield piece
+
+
 def watched(frames: Iterable[torch.Tensor], progress: host.Progress) -> Iterator[torch.Tensor]:
     """The same frames, with the node's bar moved and a cancel noticed at each."""
     for number, frame in enumerate(frames, 1):
         progress.at(min(number, progress.total))
         yield frame
-
-
-def evenly(stamped: Iterable[tuple[Fraction, torch.Tensor]], rate: Fraction) -> Iterator[torch.Tensor]:
-    """Frames at one rate from frames with their times: each stays until the next one's turn, which may be never."""
-    last, number = None, 0
-    for shown_at, frame in stamped:
-        while last is not None and (number + Fraction(1, 2)) / rate < shown_at:
-            yield last
-            number += 1
-        last = frame
-    if last is not None:
-        yield last
-
-
-def wave_frames(audio: dict | None) -> Iterator[Any]:
-    """ComfyUI's AUDIO as frames of PyAV, a second each; one or two channels of the first of a batch."""
-    import av
-
-    if audio is None:
-        return
-    rate = int(audio["sample_rate"])
-    wave = audio["waveform"][0, :2].float().cpu()
-    for second in wave.split(rate, 1) if wave.shape[1] else ():
-        frame = av.AudioFrame.from_ndarray(second.contiguous().numpy(), "fltp", ("mono", "stereo")[len(wave) - 1])
-        frame.sample_rate = rate
-        yield frame
-
-
-def sound_frames(path: Path, start: Fraction) -> Iterator[Any]:
-    """The decoded sound of a file from a time in seconds on, which becomes zero; none where it has none."""
-    with open_video(path) as container:
-        for frame in container.decode(audio=0) if container.streams.audio else ():
-            if frame.pts is not None:
-                frame.pts -= round(start / frame.time_base)
-            if frame.pts is None or frame.pts >= 0:
-                yield frame
-
-
-def write_film(
-    out: Path,
-    frames: Iterable[torch.Tensor],
-    rate: Fraction,
-    sound: Iterator[Any],
-    aspect: Fraction = Fraction(1),
-) -> Path:
-    """Write frames [C, H, W] and a sound as an MP4 that browsers play, whole or not at all.
-
-    rate    frames per second
-    sound   frames of PyAV
-    aspect  width of a pixel by its height
-    """
-    return write_whole(out, lambda part: _film(part, frames, rate, sound, aspect))
-
-
-def _film(part: Path, frames: Iterable[torch.Tensor], rate: Fraction, sound: Iterator[Any], aspect: Fraction) -> None:
-    import av
-
-    first = next(sound, None)
-    # One channel stays one: made into two, it would sound softer than the same sound of a file that is linked.
-    layout = "mono" if first is not None and first.layout.nb_channels == 1 else "stereo"
-    with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as out:
-        picture, heard = None, None
-        for number, pixels in enumerate(frames):
-            if picture is None:
-                picture = add_h264(out, pixels, rate, aspect=aspect, prompt=True)
-                heard = out.add_stream("aac", rate=SOUND, layout=layout) if first is not None else None
-            out.mux(picture.encode(to_video_frame(pixels, number, rate)))
-        if picture is None:
-            raise AtelierError("There are no frames to show. Give a video with at least one frame.")
-        out.mux(picture.encode(None))
-        if heard is not None:
-            resampler = av.AudioResampler("fltp", layout, SOUND)
-            for frame in chain((first,), sound, (None,)):
-                for even in resampler.resample(frame):
-                    out.mux(heard.encode(even))
-                host.check_cancel()
-            out.mux(heard.encode(None))
 
 
 NODES = [MeasureClip, ComparePictures, CompareVideos]

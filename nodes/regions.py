@@ -54,6 +54,7 @@ class RegionalPrompts(io.ComfyNode):
                 f"There are {counted(len(lines), 'prompt')} for {counted(len(given), 'mask')}. Write one line for each mask."
             )
         loras, numbers = loras or {}, read_strengths(strengths, MOST)
+        refuse_unused(given, [name for name, lora in loras.items() if lora is not None])
         regions = []
         for (name, mask), line in zip(given.items(), lines, strict=True):
             number = int(name.removeprefix("mask"))
@@ -62,6 +63,18 @@ class RegionalPrompts(io.ComfyNode):
                 host.Region(soft(mask, feather), host.condition(clip, line, guidance), lora, numbers[number])
             )
         return io.NodeOutput(host.regional(host.condition(clip, rest_prompt, guidance), regions))
+
+
+def refuse_unused(masks: dict[str, Tensor], loras: list[str]) -> None:
+    """Refuse what no region would take: LoRAs without a mask, and further masks in one socket."""
+    for name in loras:
+        if f"mask{name.removeprefix('lora')}" not in masks:
+            raise AtelierError(f"{name} has no mask. Connect mask{name.removeprefix('lora')}, or take the LoRA away.")
+    for name, mask in masks.items():
+        if mask.ndim == 3 and len(mask) > 1:
+            raise AtelierError(
+                f"There are {len(mask)} masks in {name}. Give each region one mask, in a socket of its own."
+            )
 
 
 def read_strengths(text: str, count: int) -> list[float]:

@@ -15,6 +15,7 @@ from .host.clips import ClipPainter
 from .style import STRUCTURE, UNTIL
 from .video_files import THERE, Previews, fitting, followed, name_input, shown, told_name, video_path
 from .widgets import drawing_inputs, inputs_of
+from .written import removals
 
 CATEGORY = "Flux Atelier/Frames"
 
@@ -119,6 +120,11 @@ class RestyleVideo(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name=None):
         return told_name(name)
+
+    @classmethod
+    def fingerprint_inputs(cls, **_):
+        """A video that was removed is made again."""
+        return removals()
 
     @classmethod
     def execute(cls, video, name: str, **values) -> io.NodeOutput:

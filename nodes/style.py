@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.errors import AtelierError
 from ..core.images import to_picture
 from ..core.style.color import transfer_color
-from ..core.style.structure import continued, free_places, layout_kept
+from ..core.style.structure import blended, continued, free_places, layout_kept
 from . import host
 from .color import CATEGORY, masks_of, planes, with_planes
 from .color import NODES as COLOR_NODES
@@ -186,11 +186,6 @@ def recolored(drawn: Tensor, pictures: Tensor, reference: Tensor | None, free: T
         own = None if whole is None else whole[i : i + 1]
         out[i] = transfer_color(drawn[i : i + 1], pictures[i : i + 1], mask=own, reference_mask=own)[0]
     return out
-
-
-def blended(pictures: Tensor, drawn: Tensor, free: Tensor | None) -> Tensor:
-    """Drawn pictures where a mask is white, pictures bit by bit where it is black."""
-    return drawn if free is None else torch.where(free > 0, torch.lerp(pictures, drawn, free), pictures)
 
 
 NODES = [Stylise, *COLOR_NODES]

@@ -13,9 +13,10 @@ from ..core.errors import AtelierError
 from ..core.frames.stream import Report, others, partial_of
 from ..core.images import to_picture, within
 from . import host
+from .written import remember
 
 PREVIEW, PREVIEW_SECONDS = 384, 0.5  # pixels of the longer side; at most so often
-LONGEST_STEM = 100  # characters of a name that is taken from a file, as file systems end at 255 bytes
+LONGEST_STEM = 180  # bytes of a name that is taken from a file
 THERE = "The file was there already, made of the same video in the same way"
 
 log = logging.getLogger("flux_atelier")
@@ -39,9 +40,14 @@ def told_name(name: str | None) -> bool | str:
 def video_path(source: host.VideoSource, name: str, key: str) -> Path:
     """Where a video goes: output/flux_atelier/video/<name or the source's>-<8 digits of its key>.mp4.
 
-    Raises AtelierError for a name that leads out.
+    Raises AtelierError for a name that leads out or is too long.
     """
-    return _place(name.strip() or source.stem[:LONGEST_STEM], key[:8])
+    return _place(name.strip() or within_bytes(source.stem), key[:8])
+
+
+def within_bytes(name: str) -> str:
+    """The beginning of a name that file systems can hold."""
+    return name.encode()[:LONGEST_STEM].decode(errors="ignore")
 
 
 def _place(stem: str, key: str) -> Path:
@@ -95,6 +101,7 @@ def shown(out: Path, told: str, left_out: tuple[str, ...] = ()) -> io.NodeOutput
 
     left_out  streams that the container cannot hold
     """
+    remember(out)
     lines = [told, str(out)]
     if left_out:
         lines.append(f"left out, since {out.suffix} cannot hold it: {', '.join(left_out)}")

@@ -15,7 +15,7 @@ from ..core.lora.kinds import plain
 from ..core.lora.record import Lora
 from ..core.options import Options, parse
 from ..core.style.edit import Edit, FlowEditOptions, InversionOptions, Velocity, flow_edit, invert_and_edit, redraw
-from ..core.style.structure import TOKEN, continued, free_places, from_strength, layout_kept, with_structure
+from ..core.style.structure import TOKEN, blended, continued, free_places, from_strength, layout_kept, with_structure
 from . import batches
 from .encoders import FileEncoder
 from .flux.forward import to_patches
@@ -253,7 +253,7 @@ class PipelineArtist:
                 field, clean, layout_kept(how.structure, how.structure_until, tuple(picture.shape[1:]))
             )
         edit = Edit(clean, sigmas, field, field, latent_where(mask))
-        return blended(picture, self.decode(redraw(edit, levels, first_noise(clean, how.seed))), mask)
+        return over(picture, self.decode(redraw(edit, levels, first_noise(clean, how.seed))), mask)
 
     def edit(self, picture: Tensor, how: Editing, mask: Tensor | None = None, sigmas: Tensor | None = None) -> Tensor:
         """Change what two texts differ in, by FlowEdit or by RF-inversion, as the options' kind says.
@@ -271,7 +271,7 @@ class PipelineArtist:
             latent = flow_edit(edit, how.options, how.seed)
         else:
             latent = invert_and_edit(edit, how.options, first_noise(clean, how.seed))
-        return blended(picture, self.decode(latent), mask)
+        return over(picture, self.decode(latent), mask)
 
 
 def levels_for(picture: Tensor, steps: int) -> Tensor:
@@ -289,10 +289,9 @@ def latent_where(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else free_places(continued(mask[None]))
 
 
-def blended(picture: Tensor, drawn: Tensor, mask: Tensor | None) -> Tensor:
+def over(picture: Tensor, drawn: Tensor, mask: Tensor | None) -> Tensor:
     """A picture [3, H, W] as it was drawn, [1, 3, H' >= H, W' >= W], where a mask [1, H, W] is white."""
-    cut = drawn[0, :, : picture.shape[1], : picture.shape[2]]
-    return cut if mask is None else torch.where(mask > 0, torch.lerp(picture, cut, mask.expand_as(cut)), picture)
+    return blended(picture, drawn[0, :, : picture.shape[1], : picture.shape[2]], mask)
 
 
 def stylise(

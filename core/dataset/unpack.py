@@ -23,6 +23,7 @@ from PIL import Image
 
 from ..errors import AtelierError
 from ..files import digest_of, told_if_full, write_json
+from ..frames.pixels import rgb_of
 from ..frames.video import probe, upright
 from . import folder
 
@@ -260,7 +261,7 @@ def _frames(file: Path, take: Take) -> Iterator[tuple[float, object]]:
                     wanted = seconds >= due - 1e-6
                 if wanted:
                     due = _next(seconds, take.seconds)
-                    yield seconds, upright(frame.to_ndarray(format="rgb24"), frame.rotation)
+                    yield seconds, upright((rgb_of(frame) * 255).round().astype(np.uint8), frame.rotation)
         except av.FFmpegError:  # a damaged end: the frames before it are good
             return
 

@@ -23,6 +23,7 @@ SIZE = (640, 240)  # pixels of one pair of axes
 COLUMNS, MARGIN, LINE = 2, 12, 18
 MOST_CLIPS = len(COLORS)  # whose curves can be told apart
 NO_FILE = '/\\:*?"<>|'  # letters that some systems have in no file name
+LONGEST = 100  # bytes of a clip's name: file systems take 143 to 255, its ending and that of a part included
 
 
 def metric_plot(clips: Mapping[str, ClipScores]) -> Image.Image:
@@ -53,6 +54,10 @@ def check_names(names: Sequence[str]) -> None:
         if not name.strip(" .") or set(name) & set(NO_FILE) or not name.isprintable():
             raise AtelierError(
                 f"A clip is called {name!r}, which is no name of a file. Use letters, digits and spaces."
+            )
+        if len(name.encode()) > LONGEST:
+            raise AtelierError(
+                f"A clip's name has {len(name)} letters, {name[:20]!r}... Give one of at most {LONGEST} bytes."
             )
         if name.casefold() in (other.casefold() for other in names[:i]):
             raise AtelierError(f"Two clips are called {name!r}. Give each a name of its own.")

@@ -75,14 +75,25 @@ class ClipScores:
     flicker: float
 
     def mean(self, name: str) -> float:
-        """Mean of one figure over the frames that have it; nan if none has."""
+        """Mean of one figure over the frames that have it; nan if none has.
+
+        That of PSNR is the dB of the mean squared error: one equal frame among others would make a mean of dB inf.
+        """
         values = [v for f in self.frames if (v := getattr(f, name)) is not None]
-        return sum(values) / len(values) if values else math.nan
+        if not values:
+            return math.nan
+        if name == "psnr":
+            return _decibels(sum(10 ** (-v / 10) for v in values) / len(values))
+        return sum(values) / len(values)
 
 
 def psnr(first: Tensor, second: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of pictures of any one shape in 0..1; inf where they are equal."""
-    error = (first - second).double().square().mean().item()
+    return _decibels((first - second).double().square().mean().item())
+
+
+def _decibels(error: float) -> float:
+    """A mean squared error of values in 0..1 as PSNR."""
     return -10 * math.log10(error) if error else math.inf
 
 
@@ -302,7 +313,7 @@ def _in_step(
                 raise AtelierError(
                     f"The clip {name!r} ends after {number} frames, the source goes on. Give clips of one length."
                 )
-            drawn[name] = frame = _colours(frame, f"Frame {number} of the clip {name!r}")
+            drawn[name] = frame = _colours(frame, f"Frame {number} of the clip {name!r}").to(plain.device)
             if frame.shape != plain.shape:
                 raise AtelierError(
                     f"Frame {number} of the clip {name!r} has {frame.shape[2]} x {frame.shape[1]} pixels, the source's "

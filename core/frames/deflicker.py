@@ -4,7 +4,9 @@ Two passes over a clip, so that no more than one frame is held: `measure_levels`
 makes both.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +21,7 @@ from ..files import refuse_overwriting
 from ..options import Options
 from .cuts import Change, change_between, thumbnail
 from .stream import others
-from .video import probe, read_frames, write_video
+from .video import probe, read_frames, stamped_frames, write_video
 
 GAINS = (0.5, 2.0)  # a frame's contrast is changed no further
 FLOOR = 2 / 255  # added to deviations: a flat frame has no contrast to change
@@ -128,42 +130,50 @@ Told = Callable[[int, int, Tensor], None]  # frames read in both passes, those t
 def deflicker_file(source: Path, out: Path, options: DeflickerOptions, told: Told) -> tuple[int, int]:
     """Even out a video file in two passes, one frame at a time; the first sound is copied unchanged.
 
+    Frames are shown when they were, uneven times too, and pixels keep their shape.
+
     out   .mp4, written whole or not at all
     told  called for each frame of both passes; what it raises stops the run
     ->    frames and shots
-    Raises AtelierError if the result would be the source, or MP4 cannot hold the sound.
+    Raises AtelierError if a file is no film, the result would be the source, or MP4 cannot hold the sound.
     """
     refuse_overwriting(out, [source])
     if out.suffix.lower() != ".mp4":
         raise AtelierError(f"{out.name} has another ending than .mp4. Write to a .mp4 file.")
     check_sound(source)
     clip, cuts, before = probe(source), [], None
+    stamps: list[Fraction] = []
     half = clip.frames or max(1, round(clip.seconds * clip.rate))
 
     def measured() -> Iterator[Tensor]:
         nonlocal before
-        for number, frame in enumerate(read_frames(source)):
-            now = thumbnail(frame)
-            if before is not None and change_between(before, now) is Change.CUT:
-                cuts.append(number)
-            before = now
-            told(number + 1, 2 * half, frame)
-            yield frame
+        with closing(stamped_frames(source)) as read:
+            for number, (stamp, frame) in enumerate(read):
+                now = thumbnail(frame)
+                if before is not None and change_between(before, now) is Change.CUT:
+                    cuts.append(number)
+                before = now
+                stamps.append(stamp)
+                told(number + 1, 2 * half, frame)
+                yield frame
 
     found = measure_levels(measured())
     count = len(found.mean)
 
-    def evened() -> Iterator[Tensor]:
+    def evened() -> Generator[Tensor, None, None]:
         aim = aimed_levels(found, options, cuts)
-        for number, frame in enumerate(deflicker(read_frames(source), found, aim, options), 1):
-            told(count + number, 2 * count, frame)
-            yield frame
+        with closing(read_frames(source)) as read:
+            for number, frame in enumerate(deflicker(read, found, aim, options), 1):
+                told(count + number, 2 * count, frame)
+                yield frame
 
-    return write_video(out, evened(), clip.rate, sound=source), len(cuts) + 1
+    with closing(evened()) as frames:
+        return write_video(out, frames, clip.rate, source, clip, stamps), len(cuts) + 1
 
 
 def check_sound(source: Path) -> None:
-    """Raise AtelierError where MP4 cannot hold a video's sound."""
+    """Raise AtelierError where a file is no film, or MP4 cannot hold its sound."""
+    probe(source)
     try:
         others(source, Path("film.mp4"))
     except AtelierError:

@@ -17,6 +17,7 @@ from ..options import Options
 from ..style.color import LinearMap, fit_map, transfer_color
 from .cuts import is_cut
 from .flow import Flow, best_flow
+from .interpolate import clean
 from .stabilise import carry_between, hold, sample, strengthen, trust_in
 from .warped_noise import NoiseField, follow, fresh_noise
 
@@ -85,7 +86,7 @@ Draw = Callable[[Sketch], Tensor]
 class Canvas:
     """What draws frames, and the noise it wants.
 
-    draw  [3, H, W] in 0..1 for a Sketch
+    draw  [3, H, W] in 0..1 for a Sketch, of any float type and on any device
     size  channels, height and width of its latent
     seed  of the noise; frame n of fresh noise has seed + n
     """
@@ -132,7 +133,7 @@ def restyle(
 
     frames  [3, H, W] in 0..1
     flow    how the source's motion is estimated; the better of what is installed when left out
-    ->      [3, H, W] in 0..1, as many
+    ->      [3, H, W] in 0..1, as many, float32 and where the frames are
     """
     for step in restyle_from(None, frames, canvas, options, flow):
         yield step.picture
@@ -152,7 +153,9 @@ def restyle_from(
     The rest as in restyle.
     """
     loop = Loop(canvas, options or RestyleOptions(), flow or best_flow())
-    return loop.anchored(memory, frames) if loop.options.anchor_every else loop.chained(memory, frames)
+    # One value that is no number would be carried through the rest of its shot.
+    fit = (clean(frame.float()) for frame in frames)
+    return loop.anchored(memory, fit) if loop.options.anchor_every else loop.chained(memory, fit)
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,7 @@ class Loop:
         if carried is not None and trust is not None and options.coherence:
             start = torch.lerp(frame, carried, options.coherence * trust)
         picture = self.canvas.draw(Sketch(frame, start, self.noise_at(memory), memory.number, memory.shot))
+        picture = clean(picture.to(frame))
         memory, picture = self.coloured(memory, picture)
         if carried is None or trust is None or not options.steadiness:
             return replace(memory, drawn=picture), picture

@@ -20,13 +20,28 @@ from pydantic import Field
 from torch import Tensor
 
 from ..errors import AtelierError
-from ..files import digest_of, read_tensors, refuse_overwriting, write_tensors, write_text, write_whole
+from ..files import digest_of, read_tensors, write_tensors, write_whole
 from ..options import Options
 from ..style.color import LinearMap
 from ..style.structure import TOKEN, continued
 from .flow import Flow
 from .restyle import Canvas, Memory, Restyled, RestyleOptions, restyle_from
-from .stream import CONTAINERS, CONTAINERS_OWN, KEY, Job, Report, Segment, Step, StreamOptions, Timed, others, placed
+from .stream import (
+    CONTAINERS,
+    CONTAINERS_OWN,
+    Job,
+    Report,
+    Segment,
+    Step,
+    StreamOptions,
+    Timed,
+    expected_frames,
+    kept_segments,
+    others,
+    pictures_of,
+    refuse_source,
+    segments_of,
+)
 from .video import Clip, open_video, probe, read_frames
 from .warped_noise import NoiseField
 
@@ -94,7 +109,7 @@ def restyle_file(
     Raises AtelierError if a file is no film, the part is empty, or the container cannot hold the sound.
     """
     left_out = others(film.source, film.out)[1]
-    refuse_overwriting(film.out, [film.source])
+    refuse_source(film.source, film.out)
     clip = probe(film.source)
     job = Job(film.source, film.out, clip, clip.rate, StreamOptions(), film.key)
     done = 0
@@ -117,33 +132,41 @@ def _draw(job: Job, part: FilmOptions, restyled: Restyle) -> Generator[Step, Non
     """Write the segments that are not there yet."""
     memory = _resumable(job)
     done = memory.number + 1 if memory else 0
-    left = max(0, job.clip.frames - part.first_frame)
-    total = min(left, part.frames or left)
+    total = _drawn_frames(job, part)
     if done:
-        yield Step(done, max(done, total))
+        yield Step(done, max(done, total) if total else 0)
     size = drawn_size(job.clip, part.longest_side)
     stop = part.first_frame + part.frames if part.frames else None
-    frames = islice(read_frames(job.source), part.first_frame + done, stop)
     tail = Tail(job, done)
     try:
-        for step in restyled(memory, (fitted_frame(frame, size) for frame in frames)):
-            picture = step.picture[:, : size[0], : size[1]]
-            tail.add(picture, step.memory)
-            done += 1
-            yield Step(done, max(done, total) if total else 0, frame=picture)
+        with closing(read_frames(job.source)) as read:
+            frames = islice(read, part.first_frame + done, stop)
+            for step in restyled(memory, (fitted_frame(frame, size) for frame in frames)):
+                picture = step.picture[:, : size[0], : size[1]]
+                tail.add(picture, step.memory)
+                done += 1
+                yield Step(done, max(done, total) if total else 0, frame=picture)
         tail.finish()
     except BaseException as stopped:  # closed from outside, or a cancel while a frame was drawn
         tail.finish()
-        if not isinstance(stopped, AtelierError) and _segments(job):
+        if not isinstance(stopped, AtelierError) and segments_of(job):
             write_whole(job.partial, lambda file: _join(job, part, file, True))
         raise
     finally:
         tail.drop()
     if not done:
         shutil.rmtree(job.folder)
+        told = job.clip.frames or f"about {expected_frames(job)}"
         raise AtelierError(
-            f"{job.source.name} has no frame {part.first_frame}; it has {job.clip.frames}. Begin at an earlier frame."
+            f"{job.source.name} has no frame {part.first_frame}; it has {told}. Begin at an earlier frame."
         )
+
+
+def _drawn_frames(job: Job, part: FilmOptions) -> int:
+    """Frames that will be drawn; 0 where nothing tells."""
+    there = expected_frames(job)
+    left = max(0, there - part.first_frame)
+    return min(left, part.frames or left) if there else part.frames
 
 
 class Tail:
@@ -165,6 +188,7 @@ class Tail:
         if memory is None:
             return
         self.segment = self.segment or Segment(self.job, picture, self.start)
+        self.memory = None  # a cancel between these frames would leave a segment that ends at a frame without a memory
         for frame in self.waiting:
             self.segment.add(frame)
         self.waiting, self.memory = [], memory
@@ -187,22 +211,17 @@ class Tail:
             self.segment = None
 
 
-def _segments(job: Job) -> list[tuple[int, Path]]:
-    """First frame and file of every segment, in order."""
-    return [(int(path.stem.split("-")[0]), path) for path in sorted(job.folder.glob("*-*.mp4"))]
-
-
 def _resumable(job: Job) -> Memory | None:
     """What an earlier run with the same key has left; what does not belong to it is removed."""
-    note, state = job.folder / KEY, job.folder / STATE
-    if not (note.is_file() and note.read_text(encoding="utf-8") == job.key):
-        shutil.rmtree(job.folder, ignore_errors=True)
-        job.folder.mkdir(parents=True)
-        write_text(note, job.key)
+    segments, state = kept_segments(job), job.folder / STATE
     memory = _read_memory(state) if state.is_file() else None
     done = memory.number + 1 if memory else 0
-    for path in [*job.folder.glob("*.part"), *(path for start, path in _segments(job) if start >= done)]:
-        path.unlink()
+    if done not in {stop for _, stop, _ in segments}:  # frames are lost that the memory stands behind
+        memory, done = None, 0
+        state.unlink(missing_ok=True)
+    for start, _, path in segments:
+        if start >= done:
+            path.unlink()
     return memory
 
 
@@ -216,8 +235,12 @@ def _write_memory(path: Path, memory: Memory) -> None:
     write_tensors(path, tensors, {"number": str(memory.number), "shot": str(memory.shot)})
 
 
-def _read_memory(path: Path) -> Memory:
-    tensors, told = read_tensors(path)
+def _read_memory(path: Path) -> Memory | None:
+    """The memory in a file, None where the file is damaged: it can be made again."""
+    try:
+        tensors, told = read_tensors(path)
+    except AtelierError:
+        return None
     palette = LinearMap(tensors["matrix"], tensors["shift"]) if "matrix" in tensors else None
     noise = NoiseField(tensors["noise"], tensors["offset"])
     number, shot = int(told["number"]), int(told["shot"])
@@ -233,11 +256,11 @@ def _join(job: Job, part: FilmOptions, file: Path, ends: bool) -> None:
 
     name = CONTAINERS[job.out.suffix.lower()]
     ticks = {} if name == "matroska" else {"video_track_timescale": str(job.ticks)}
-    segments = _segments(job)
-    count = int(segments[-1][1].stem.split("-")[1])
+    segments = segments_of(job)
+    count = segments[-1][1]
     begins = part.first_frame / job.target
     with open_video(job.source) as source, av.open(str(file), "w", format=name, options=ticks) as out:
-        with av.open(str(segments[0][1])) as first:
+        with av.open(str(segments[0][2])) as first:
             picture = out.add_stream_from_template(first.streams.video[0])
         streams = {i: out.add_stream_from_template(source.streams[i]) for i in others(job.source, job.out)[0]}
         out.metadata.update({k: v for k, v in source.metadata.items() if k not in CONTAINERS_OWN})
@@ -245,7 +268,7 @@ def _join(job: Job, part: FilmOptions, file: Path, ends: bool) -> None:
             stream.metadata.update(source.streams[index].metadata)
         start = job.clip.start if not part.first_frame else Fraction(0)
         window = Window(job.clip.start + begins, count / job.target if ends else None, start)
-        pictures = _pictures(job, segments, picture, start)
+        pictures = pictures_of(job, start, picture)
         for _, packet, stream in merge(pictures, _beside(source, streams, window), key=lambda item: item[0]):
             packet.stream = stream
             out.mux(packet)
@@ -258,12 +281,6 @@ class Window:
     begins: Fraction
     length: Fraction | None
     stands: Fraction
-
-
-def _pictures(job: Job, segments: list[tuple[int, Path]], stream: Any, start: Fraction) -> Iterator[Timed]:
-    """The packets of all segments, each where its frames belong."""
-    for number, path in segments:
-        yield from placed(path, start, number, job.target, stream)
 
 
 def _beside(source: Any, streams: dict[int, Any], window: Window) -> Iterator[Timed]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import AtelierError
 from ..options import Options
 from .flow import Flow, best_flow
+from .interpolate import clean
 
 DOUBT = 0.06  # change of a source's colour at which half of the trust in its motion is gone
 OTHER = 0.25  # difference of what was carried and what is drawn, from which they are different things
@@ -52,10 +53,10 @@ def stabilise(
     recursion, so that they stay the same strokes from frame to frame.
 
     source    [3, H, W] in 0..1, the frames before they were stylised
-    stylised  [3, H, W] in 0..1, as many and as large
+    stylised  [3, H, W] in 0..1, as many and as large; the work is done where they are
     flow      how motion is estimated; the better of what is installed when left out
     resets    numbers of frames that are taken as they come: the first ones after a cut
-    ->        [3, H, W] in 0..1
+    ->        [3, H, W] in 0..1, float32; without strength the frames as they came
     Raises AtelierError if the two clips differ in length or size.
     """
     options = options or StabiliseOptions()
@@ -65,6 +66,8 @@ def stabilise(
         if options.strength == 0:
             yield drawn
             continue
+        # Half precision leaves nothing of small energies, and what is no number would be carried on and on.
+        plain, drawn = clean(plain.to(drawn.device, torch.float32)), clean(drawn.float())
         state = drawn
         if before is not None and number not in resets:
             carried, trust = carry(plain, before[0], before[1], estimate)

@@ -4,6 +4,7 @@ The picture is written in short segments in a folder beside the result. What is 
 leaves a file that plays, and the next run with the same source and options goes on behind the last segment.
 """
 
+import os
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -12,7 +13,6 @@ from fractions import Fraction
 from heapq import merge
 from io import BytesIO
 from math import lcm
-from os import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ from ..errors import AtelierError
 from ..files import digest_of, refuse_overwriting, told_if_full, write_text, write_whole
 from .interpolate import Between, RetimeOptions, made, wanted_frames
 from .timing import frame_count
-from .video import QUALITY, Clip, add_h264, open_video, probe, stamped_frames, to_video_frame
+from .video import FINEST, QUALITY, Clip, add_h264, open_video, probe, stamped_frames, to_video_frame
 
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 # What a container writes about itself, and not about the film.
 CONTAINERS_OWN = ("major_brand", "minor_version", "compatible_brands", "encoder")
 KEY = "source.txt"
 DELAY = 2  # frames by which H.264 decodes ahead of what it shows, with x264's pyramid of B-frames
-FINEST = 2**31 - 1  # ticks a second that MP4 can count
 
 
 class StreamOptions(RetimeOptions):
@@ -107,6 +106,12 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f"{out.stem}.partial{out.suffix}")
 
 
+def refuse_source(source: Path, out: Path) -> None:
+    """Raise AtelierError if the result, or what plays from after a stop, is the file that is read."""
+    refuse_overwriting(out, [source])
+    refuse_overwriting(partial_of(out), [source])
+
+
 def source_key(source: Path) -> str:
     """A file by its place, size and time, as a run knows it."""
     told = source.stat()
@@ -140,10 +145,10 @@ def retime_file(
     """
     source, out, options = Path(source), Path(out), options or StreamOptions()
     left_out = others(source, out)[1]
-    refuse_overwriting(out, [source])
+    refuse_source(source, out)
     key = run_key(known_as or source_key(source), target, options)
     job = Job(source, out, probe(source), Fraction(target), options, key)
-    total = _expected(job)
+    total = expected_frames(job)
     done = 0
     with closing(_make_segments(job, between)) as frames:
         for done, frame in frames:
@@ -154,8 +159,8 @@ def retime_file(
     yield Step(done, done, Report(done, left_out))
 
 
-def _expected(job: Job) -> int:
-    """Frames of the result, as far as the source's container tells."""
+def expected_frames(job: Job) -> int:
+    """Frames that the whole source becomes, as far as its container tells; 0 where it tells nothing."""
     if job.clip.frames:
         return frame_count(job.clip.frames, job.clip.rate, job.target)
     return round(job.clip.seconds * job.target)
@@ -163,22 +168,25 @@ def _expected(job: Job) -> int:
 
 def _make_segments(job: Job, between: Between) -> Generator[tuple[int, Tensor | None], None, None]:
     """Write the segments that are not there yet; gives the number of frames done after each frame, and the frame."""
-    done = _resumable(job)
+    if not job.options.resume and job.folder.exists():
+        shutil.rmtree(job.folder)
+    segments = kept_segments(job)
+    done = segments[-1][1] if segments else 0
     if done:
         yield done, None
     segment: Segment | None = None
     try:
-        stamped = stamped_frames(job.source)
-        for wanted in wanted_frames(stamped, job.target, 1 / job.clip.rate, job.options):
-            if wanted.number < done:
-                continue
-            frame = made(wanted, between)
-            segment = segment or Segment(job, frame, done)
-            segment.add(frame)
-            done += 1
-            if segment.count == job.options.segment:
-                segment = segment.finish()
-            yield done, frame
+        with closing(stamped_frames(job.source)) as stamped:
+            for wanted in wanted_frames(stamped, job.target, 1 / job.clip.rate, job.options):
+                if wanted.number < done:
+                    continue
+                frame = made(wanted, between)
+                segment = segment or Segment(job, frame, done)
+                segment.add(frame)
+                done += 1
+                if segment.count == job.options.segment:
+                    segment = segment.finish()
+                yield done, frame
         segment = segment and segment.finish()
     except BaseException as stop:  # closed from outside, or a cancel while a frame was made
         segment = segment and segment.keep()
@@ -217,10 +225,13 @@ class Segment:
 
     def finish(self) -> None:
         """Write what the encoder still holds and give the file its name, which tells where it begins and ends."""
+        self.whole = False
         with told_if_full(self.job.out):
             self.out.mux(self.stream.encode(None))
             self.out.close()
-            replace(self.part, self.job.folder / f"{self.start:09d}-{self.start + self.count:09d}.mp4")
+            with open(self.part, "rb+") as opened:
+                os.fsync(opened.fileno())
+            os.replace(self.part, self.job.folder / f"{self.start:09d}-{self.start + self.count:09d}.mp4")
 
     def keep(self) -> None:
         """Finish what there is, or drop it where it was stopped in the middle of a frame."""
@@ -235,21 +246,41 @@ class Segment:
         self.part.unlink(missing_ok=True)
 
 
-def _resumable(job: Job) -> int:
-    """Frames that an earlier run with the same source and options has left; what does not fit is removed."""
+Part = tuple[int, int, Path]  # first frame of a segment, frame behind its last one, and its file
+
+
+def kept_segments(job: Job) -> list[Part]:
+    """What an earlier run with the same key has left, one segment behind the other from the first frame on.
+
+    What does not belong to it is removed: an unfinished or damaged segment, one behind a gap, or all of another run.
+    """
     note = job.folder / KEY
-    if not (job.options.resume and note.is_file() and note.read_text(encoding="utf-8") == job.key):
+    if not (note.is_file() and note.read_bytes() == job.key.encode()):
         shutil.rmtree(job.folder, ignore_errors=True)
         job.folder.mkdir(parents=True)
         write_text(note, job.key)
     for unfinished in job.folder.glob("*.part"):
         unfinished.unlink()
-    segments = _segments(job)
-    return segments[-1][1] if segments else 0
+    kept: list[Part] = []
+    for start, stop, path in segments_of(job):
+        if start == (kept[-1][1] if kept else 0) and _holds(path, stop - start):
+            kept.append((start, stop, path))
+        else:
+            path.unlink()
+    return kept
 
 
-def _segments(job: Job) -> list[tuple[int, int, Path]]:
-    """First frame, frame behind the last one, and file of every segment, in order."""
+def _holds(path: Path, count: int) -> bool:
+    """Whether a segment opens and says that it has so many frames: a crash of the machine may leave less."""
+    try:
+        with open_video(path) as container:
+            return container.streams.video[0].frames == count > 0
+    except AtelierError:
+        return False
+
+
+def segments_of(job: Job) -> list[Part]:
+    """Every segment that is there, in order."""
     found = [(*map(int, path.stem.split("-")), path) for path in sorted(job.folder.glob("*-*.mp4"))]
     return [(start, stop, path) for start, stop, path in found]
 
@@ -283,7 +314,7 @@ def others(source: Path, out: Path) -> tuple[list[int], tuple[str, ...]]:
 
 def _write_partial(job: Job) -> None:
     """Let what is done play, with the sound up to there."""
-    segments = _segments(job)
+    segments = segments_of(job)
     if segments:
         write_whole(job.partial, lambda part: _join(job, part, Fraction(segments[-1][1]) / job.target))
 
@@ -299,7 +330,7 @@ def _join(job: Job, part: Path, stop: Fraction | None = None) -> None:
     name = CONTAINERS[job.out.suffix.lower()]
     ticks = {} if name == "matroska" else dict.fromkeys(("video_track_timescale", "movie_timescale"), str(job.ticks))
     with open_video(job.source) as source, av.open(str(part), "w", format=name, options=ticks) as out:
-        segments = _segments(job)
+        segments = segments_of(job)
         with av.open(str(segments[0][2])) as first:
             picture = out.add_stream_from_template(first.streams.video[0])
         streams = {i: out.add_stream_from_template(source.streams[i]) for i in kept}
@@ -309,7 +340,7 @@ def _join(job: Job, part: Path, stop: Fraction | None = None) -> None:
         if stop is None:
             out.set_chapters(source.chapters())
         beside = _packets(source, streams, stop and job.clip.start + stop)
-        for _, packet, stream in merge(_pictures(job, segments, picture), beside, key=lambda item: item[0]):
+        for _, packet, stream in merge(pictures_of(job, job.clip.start, picture), beside, key=lambda item: item[0]):
             packet.stream = stream
             out.mux(packet)
 
@@ -317,13 +348,13 @@ def _join(job: Job, part: Path, stop: Fraction | None = None) -> None:
 Timed = tuple[Fraction, Any, Any]  # seconds of decoding, packet, stream of the result
 
 
-def _pictures(job: Job, segments: list[tuple[int, int, Path]], stream: Any) -> Iterator[Timed]:
-    """The packets of all segments, each where its frames belong."""
-    for start, _, path in segments:
-        yield from placed(path, job.clip.start, start, job.target, stream)
+def pictures_of(job: Job, begin: Fraction, stream: Any) -> Iterator[Timed]:
+    """The packets of all segments, each where its frames belong; begin as in _placed."""
+    for number, _, path in segments_of(job):
+        yield from _placed(path, begin, number, job.target, stream)
 
 
-def placed(path: Path, begin: Fraction, number: int, rate: Fraction, stream: Any) -> Iterator[Timed]:
+def _placed(path: Path, begin: Fraction, number: int, rate: Fraction, stream: Any) -> Iterator[Timed]:
     """The packets of a segment where its frames belong, with times of decoding that go on from segment to segment.
 
     begin   seconds at which the film's first frame is shown

@@ -20,6 +20,7 @@ BROADCAST = {
     for digits in (2, 3)
 }
 FASTEST = 1000  # frames a second
+LONGEST_RATE = 24  # characters; of more digits, or of an exponent, an exact fraction takes for ever
 LONGEST_REPEAT = 3  # how often a frame is shown again at most before it is taken for a pause
 
 Source = TypeVar("Source")
@@ -47,6 +48,8 @@ def parse_rate(text: str, source: Fraction | None = None) -> Fraction:
     """
     word = text.strip().lower()
     try:
+        if len(word) > LONGEST_RATE or "e" in word:
+            raise ValueError
         if word.endswith("x") and source is not None:
             rate = source * Fraction(word[:-1])
         else:

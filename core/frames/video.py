@@ -1,8 +1,10 @@
 """Video files in and out through PyAV, one frame at a time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from torch import Tensor
 
 from ..errors import AtelierError
 from ..files import write_whole
+from .pixels import rgb_of
 
 BT709 = 1  # its number in the H.264 standard, for matrix, primaries and transfer alike
 MICROSECONDS = 1_000_000  # in which FFmpeg tells how long a file is
+FINEST = 2**31 - 1  # ticks a second that MP4 can count
 QUALITY = 17  # x264's constant rate factor: what is lost does not show
 
 
@@ -27,6 +31,7 @@ class Clip:
     start          seconds at which the first frame is shown
     aspect         width of a pixel by its height
     seconds        length of the whole file, 0 where the container does not tell
+    tick           seconds, the finest time of a frame; 0 where none is known
     """
 
     width: int
@@ -36,6 +41,7 @@ class Clip:
     start: Fraction = Fraction(0)
     aspect: Fraction = Fraction(1)
     seconds: Fraction = Fraction(0)
+    tick: Fraction = Fraction(0)
 
 
 def probe(path: Path) -> Clip:
@@ -51,7 +57,8 @@ def probe(path: Path) -> Clip:
             aspect = 1 / aspect
         start = Fraction(0) if first.pts is None else first.pts * first.time_base
         seconds = Fraction(container.duration or 0, MICROSECONDS)
-        return Clip(width, height, frame_rate(stream), stream.frames, start, aspect, seconds)
+        tick = Fraction(stream.time_base or 0)
+        return Clip(width, height, frame_rate(stream), stream.frames, start, aspect, seconds, tick)
 
 
 def frame_rate(stream: Any) -> Fraction:
@@ -89,13 +96,14 @@ def _decoded(container: Any, path: Path) -> Iterator[Any]:
         raise AtelierError(f"{Path(path).name} is damaged ({error}). Make it anew, or cut the damage out.") from None
 
 
-def read_frames(path: Path) -> Iterator[Tensor]:
+def read_frames(path: Path) -> Generator[Tensor, None, None]:
     """Decode a video's frames one by one, [3, H, W] float32 in 0..1."""
-    for _, frame in stamped_frames(path):
-        yield frame
+    with closing(stamped_frames(path)) as stamped:
+        for _, frame in stamped:
+            yield frame
 
 
-def stamped_frames(path: Path) -> Iterator[tuple[Fraction, Tensor]]:
+def stamped_frames(path: Path) -> Generator[tuple[Fraction, Tensor], None, None]:
     """Decode a video's frames with the seconds at which they are shown, counted from the first.
 
     Times that a container has rounded to its ticks are put back on the grid of the frame rate.
@@ -106,8 +114,8 @@ def stamped_frames(path: Path) -> Iterator[tuple[Fraction, Tensor]]:
         for number, frame in enumerate(_decoded(container, path)):
             shown = number / rate if frame.pts is None else frame.pts * frame.time_base
             origin = shown if origin is None else origin
-            pixels = torch.from_numpy(upright(frame.to_ndarray(format="rgb24"), frame.rotation))
-            yield on_grid(shown - origin, rate, stream.time_base), pixels.permute(2, 0, 1).float() / 255
+            pixels = torch.from_numpy(upright(rgb_of(frame), frame.rotation))
+            yield on_grid(shown - origin, rate, stream.time_base), pixels.permute(2, 0, 1)
 
 
 def on_grid(shown: Fraction, rate: Fraction, tick: Fraction) -> Fraction:
@@ -121,45 +129,93 @@ def on_grid(shown: Fraction, rate: Fraction, tick: Fraction) -> Fraction:
     return nearest if abs(shown - nearest) <= tick and 4 * tick * rate < 1 else shown
 
 
-def write_video(path: Path, frames: Iterable[Tensor], rate: Fraction, sound: Path | None = None) -> int:
+def write_video(
+    path: Path,
+    frames: Iterable[Tensor],
+    rate: Fraction,
+    sound: Path | None = None,
+    like: Clip | None = None,
+    stamps: Sequence[Fraction] | None = None,
+) -> int:
     """Encode frames as H.264 in MP4, one by one; returns how many.
 
     path    written whole or not at all; stopping in the middle leaves no file
     frames  [3, H, W] in 0..1; an odd last row or column is repeated, as H.264 wants even sides
     rate    frames per second
     sound   a file whose first audio stream is copied unchanged
+    like    a clip whose start, shape of pixels and finest time are taken on
+    stamps  seconds at which each frame is shown, behind the first; may grow while frames are read; even when left out
     Raises AtelierError if there are no frames.
     """
     count = 0
 
     def encode(part: Path) -> None:
         nonlocal count
-        count = _encode(part, frames, Fraction(rate), sound)
+        count = _encode(part, _timed(frames, Fraction(rate), stamps), _Track(Fraction(rate), like), sound)
 
     write_whole(Path(path), encode)
     return count
 
 
-def _encode(part: Path, frames: Iterable[Tensor], rate: Fraction, sound: Path | None) -> int:
+def _timed(
+    frames: Iterable[Tensor], rate: Fraction, stamps: Sequence[Fraction] | None
+) -> Iterator[tuple[Fraction, Tensor]]:
+    for number, pixels in enumerate(frames):
+        yield number / rate if stamps is None else stamps[number], pixels
+
+
+@dataclass(frozen=True)
+class _Track:
+    """How the picture of a file stands in time, and the shape of its pixels."""
+
+    rate: Fraction
+    like: Clip | None
+
+    @property
+    def start(self) -> Fraction:
+        return self.like.start if self.like else Fraction(0)
+
+    @property
+    def ticks(self) -> Fraction:
+        """Ticks a second on which frames stand exactly, or as nearly as MP4 can count."""
+        if self.like is None:
+            return self.rate
+        told = lcm(self.start.denominator, self.like.tick.denominator)
+        return Fraction(next(t for t in (lcm(told, self.rate.numerator), told, FINEST) if t <= FINEST))
+
+    def added_to(self, out: Any, pixels: Tensor) -> Any:
+        """Add the stream, as large as a frame [C, H, W]."""
+        stream = add_h264(out, pixels, self.rate, aspect=self.like.aspect if self.like else Fraction(1))
+        stream.codec_context.time_base = 1 / self.ticks
+        return stream
+
+
+def _encode(part: Path, timed: Iterable[tuple[Fraction, Tensor]], track: _Track, sound: Path | None) -> int:
     import av
 
-    count, stream = 0, None
-    with av.open(str(part), "w", format="mp4") as out:
-        source = open_video(sound) if sound and _has_sound(sound) else None
+    count, stream, place = 0, None, None
+    scales = dict.fromkeys(("video_track_timescale", "movie_timescale"), str(track.ticks)) if track.like else {}
+    with ExitStack() as opened:
+        out = opened.enter_context(av.open(str(part), "w", format="mp4", options=scales))
+        source = opened.enter_context(open_video(sound)) if sound and _has_sound(sound) else None
         audio = out.add_stream_from_template(source.streams.audio[0]) if source else None
-        for pixels in frames:
-            stream = stream or add_h264(out, pixels, rate)
-            out.mux(stream.encode(to_video_frame(pixels, count, rate)))
+        for shown, pixels in timed:
+            stream = stream or track.added_to(out, pixels)
+            # A damaged file's time may stand still or go back, which MP4 cannot hold.
+            wanted = round((track.start + shown) * track.ticks)
+            place = wanted if place is None else max(wanted, place + 1)
+            frame = to_video_frame(pixels, place, track.ticks)
+            frame.duration = round(track.ticks / track.rate)
+            out.mux(stream.encode(frame))
             count += 1
         if stream is None:
             raise AtelierError("There are no frames to write. Give a clip with at least one frame.")
         out.mux(stream.encode(None))
         if source and audio:
-            with source:
-                for packet in source.demux(source.streams.audio[0]):
-                    if packet.dts is not None:
-                        packet.stream = audio
-                        out.mux(packet)
+            for packet in source.demux(source.streams.audio[0]):
+                if packet.dts is not None:
+                    packet.stream = audio
+                    out.mux(packet)
     return count
 
 

@@ -23,7 +23,7 @@ QUANTISED = 1 / 255**2 / 12  # variance of rounding to 8 bits: less than that is
 MOST_GAIN = 8.0  # more would show 8-bit steps and compression
 FLAT, FULL = 1 / 255, 6 / 255  # deviation below which a picture is left alone, and from which it is fully changed
 KNOTS = 33  # of a tone curve: those of a .cube of 33, which is then exact
-SIZES = (2, 256)  # entries along an axis of a table, as .cube allows
+SIZES = (2, 129)  # entries along an axis of a table: .cube allows 256, whose file has half a gigabyte
 Pictures = Tensor | Sequence[Tensor]  # [B, 3, H, W] in 0..1, or [3, H, W] each of a size of its own
 Seen = Callable[[], None]  # called after each picture that was measured or changed
 
@@ -269,7 +269,7 @@ def tabulate(fitted: ColorMap, size: int = 33, strength: float = 1.0) -> TableMa
 
     Entries may leave 0..1: cut before the interpolation, they would bend colours near the gamut's walls.
 
-    size      entries along each axis, 2 to 256
+    size      entries along each axis, 2 to 129
     strength  0 is the table that changes nothing
     Raises AtelierError for another size.
     """

@@ -8,7 +8,8 @@ from ..errors import AtelierError
 from ..files import write_text
 from .color import SIZES, TableMap
 
-LONGEST = 64 * 1024 * 1024  # bytes; a table of 129 has 60 MB
+LONGEST = 48 * SIZES[1] ** 3  # bytes; a line that is written here has at most 45
+RANGE = "LUT_3D_INPUT_RANGE"  # how DaVinci Resolve writes the domain: low and high of all three channels
 
 
 def write_cube(path: Path, table: TableMap, title: str = "") -> Path:
@@ -36,7 +37,7 @@ def read_cube(path: Path) -> TableMap:
     if path.stat().st_size > LONGEST:
         raise AtelierError(f"{path.name} is larger than {LONGEST >> 20} MB. Choose a .cube file.")
     size, ends, rows = 0, {"DOMAIN_MIN": (0.0,) * 3, "DOMAIN_MAX": (1.0,) * 3}, []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         words = line.split("#")[0].split()
         if not words or words[0] == "TITLE":
             continue
@@ -44,6 +45,9 @@ def read_cube(path: Path) -> TableMap:
             size = int(words[1])
         elif words[0] in ends:
             ends[words[0]] = _numbers(path, number, words[1:])
+        elif words[0] == RANGE:
+            low, high = _numbers(path, number, words[1:], 2)
+            ends = {"DOMAIN_MIN": (low,) * 3, "DOMAIN_MAX": (high,) * 3}
         elif words[0].startswith("LUT_"):
             raise AtelierError(f"{path.name} has {words[0]} in line {number}. Choose a .cube file with LUT_3D_SIZE.")
         else:
@@ -51,18 +55,23 @@ def read_cube(path: Path) -> TableMap:
     return _table(path, size, ends["DOMAIN_MIN"], ends["DOMAIN_MAX"], rows)
 
 
-def _numbers(path: Path, number: int, words: list[str]) -> tuple[float, ...]:
+def _numbers(path: Path, number: int, words: list[str], count: int = 3) -> tuple[float, ...]:
     try:
         values = tuple(float(w) for w in words)
     except ValueError:
         values = ()
-    if len(values) != 3 or not all(abs(v) < 1e6 for v in values):
-        raise AtelierError(f"Line {number} of {path.name} has no three numbers. Export the .cube file again.")
+    if len(values) != count or not all(abs(v) < 1e6 for v in values):
+        wanted = "three" if count == 3 else "two"
+        raise AtelierError(f"Line {number} of {path.name} has no {wanted} numbers. Export the .cube file again.")
     return values
 
 
 def _table(path: Path, size: int, low: tuple, high: tuple, rows: list[tuple[float, ...]]) -> TableMap:
-    if not SIZES[0] <= size <= SIZES[1] or len(rows) != size**3:
+    if size > SIZES[1]:
+        raise AtelierError(
+            f"{path.name} has LUT_3D_SIZE {size}. Export it with {SIZES[0]} to {SIZES[1]} entries along each side."
+        )
+    if size < SIZES[0] or len(rows) != size**3:
         raise AtelierError(f"{path.name} has {len(rows)} entries for LUT_3D_SIZE {size}. Export the .cube file again.")
     if not all(a < b for a, b in zip(low, high, strict=True)):
         raise AtelierError(f"{path.name} has a domain from {low} to {high}. Export the .cube file again.")

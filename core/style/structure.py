@@ -148,6 +148,18 @@ def continued(pictures: Tensor, step: int = TOKEN) -> Tensor:
     return F.pad(pictures, (0, across, 0, down), mode="replicate") if down or across else pictures
 
 
+def blended(pictures: Tensor, drawn: Tensor, free: Tensor | None) -> Tensor:
+    """What was drawn where a mask is white, the pictures bit by bit where it is black, and a mix where it is grey.
+
+    pictures, drawn  [..., 3, H, W]
+    free             [..., 1, H, W] in 0..1; None is white
+    ->               [..., 3, H, W] in the pictures' own float type
+    """
+    if free is None:
+        return drawn.to(pictures)
+    return torch.where(free > 0, torch.lerp(pictures, drawn.to(pictures), free.to(pictures)), pictures)
+
+
 def free_places(mask: Tensor) -> Tensor:
     """The latent places in which any pixel of a mask may change.
 

@@ -117,7 +117,7 @@ class SharedAttention:
 
 
 def share_style(model, style: Style):
-    """A clone of a MODEL that takes style from references; the MODEL itself where the strength is 0.
+    """A clone of a MODEL that takes style from references; the MODEL itself where the strength or a mask is 0.
 
     style  its references in raw VAE scale
     Raises AtelierError for a model without Flux's blocks, or for references of another model.
@@ -131,7 +131,8 @@ def share_style(model, style: Style):
         raise AtelierError(f"The MODEL ({type(model.model).__name__}) has not Flux.1's blocks. Load a Flux.1 model.")
     references = None if style.references is None else in_model_scale(model, style.references)
     shared = SharedAttention(Style(references, style.options, style.where, style.reference_where))
-    if style.options.strength == 0:
+    nothing_given = style.reference_where is not None and not style.reference_where.any()
+    if style.options.strength == 0 or nothing_given:
         return model
     patched = model.clone()
     patched.set_model_attn1_patch(shared.attend)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...core.errors import AtelierError
 from ...core.files import digest_of
+from ...core.frames.interpolate import clean
 from ...core.frames.restyle import Canvas, Sketch
 from ...core.frames.warped_noise import warped_noise
 from ...core.style.structure import PIXELS, StructureOptions, from_strength
@@ -66,7 +67,7 @@ class ClipPainter:
             model, sketch.noise[None].to(start), 1.0, comfy.samplers.sampler_object("euler"), levels, text, text, start,
             callback=lambda *_: check_cancel(), disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=0,
         )  # fmt: skip
-        return self.vae.decode(drawn)[0].permute(2, 0, 1).float().cpu().clamp(0, 1)
+        return self.vae.decode(drawn)[0].permute(2, 0, 1).to(sketch.start).clamp(0, 1)
 
     def _encoded(self, frame: Tensor) -> Tensor:
         """[3, H, W] in 0..1 -> [1, C, h, w] raw VAE scale."""
@@ -89,7 +90,7 @@ class WarpedNoise:
     def __init__(self, frames: Sequence[Tensor], seed: int, finer: int, cuts: Collection[int] = ()):
         """Keep what the noise is made of; its size is known when a latent asks for it.
 
-        frames  [3, H, W] in 0..1
+        frames  [3, H, W] in 0..1, of any float type
         seed    of the noise
         finer   cells along a side of one value of the latent
         cuts    frames that begin a new shot
@@ -105,8 +106,8 @@ class WarpedNoise:
                 "Encode the frames that Warped Noise was given, as one batch."
             )
         size = latent.shape[1], latent.shape[2], latent.shape[3]
-        rows = []
-        for noise in warped_noise(self.frames, size, self.seed, cuts=self.cuts, finer=self.finer):
+        rows, frames = [], (clean(frame.float()) for frame in self.frames)
+        for noise in warped_noise(frames, size, self.seed, cuts=self.cuts, finer=self.finer):
             check_cancel()
             rows.append(noise)
         return torch.stack(rows).to(latent.dtype)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import comfy.model_sampling
 import comfy.samplers
-import torch
 from torch import Tensor
 
+from ...core.counting import counted
 from ...core.errors import AtelierError
 from ...core.style.edit import (
     Edit,
@@ -126,8 +126,12 @@ def guide_structure(model, latent: Tensor, options: StructureOptions):
         if args["model_options"].get("transformer_options", {}).get(SIDE) == "source":
             return args["denoised"]
         denoised = args["denoised"]
-        rows = content if len(content) in (1, len(denoised)) else content[torch.arange(len(denoised)) % len(content)]
-        return keep_structure(denoised, rows, float(args["sigma"].flatten()[0]), options)
+        if len(content) not in (1, len(denoised)):
+            raise AtelierError(
+                f"There are {len(content)} latents whose layout is kept, for {counted(len(denoised), 'picture')}. "
+                "Give one, or one for each."
+            )
+        return keep_structure(denoised, content, float(args["sigma"].flatten()[0]), options)
 
     guided.set_model_sampler_post_cfg_function(guide)
     return guided

@@ -9,6 +9,7 @@ import folder_paths
 from ...core.errors import AtelierError
 
 ENDING = ".safetensors"
+LONGEST = 220  # bytes of a name: file systems end at 255, and what is half written has a longer one
 
 
 def output_folder(*parts: str) -> Path:
@@ -58,12 +59,13 @@ def inside(root: Path, *parts: str) -> Path:
 
     A link that a person has put below the root is followed: models and outputs often lie on another disk.
     """
+    name = "/".join(parts)
+    if "\0" in name or any(len(part.encode()) > LONGEST for part in Path(name).parts):
+        raise AtelierError(f"The name {name[:40]!r}... cannot be a file's. Use a shorter, plain one.")
     root = Path(os.path.abspath(root))
     path = Path(os.path.abspath(root.joinpath(*parts)))
     if path == root or not path.is_relative_to(root):
-        raise AtelierError(
-            f"The name {'/'.join(parts)!r} leads out of {root}. Use a name without .. that does not begin with /."
-        )
+        raise AtelierError(f"The name {name!r} leads out of {root}. Use a name without .. that does not begin with /.")
     return path
 
 

@@ -3,8 +3,9 @@
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def folders(comfyui, tmp_path_factory):
+    """Folders of each file's own: names of runs, LoRAs and videos meet in no other's."""
     import folder_paths
 
     base = tmp_path_factory.mktemp("comfyui")
@@ -12,6 +13,14 @@ def folders(comfyui, tmp_path_factory):
         (base / kind).mkdir()
         getattr(folder_paths, f"set_{kind}_directory")(str(base / kind))
     return base
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unloaded(comfyui):
+    """No model in memory carries what another file's tests have patched in."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
 
 
 @pytest.fixture(scope="session")

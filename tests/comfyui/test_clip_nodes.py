@@ -199,6 +199,70 @@ def test_stabilise_holds_a_drawn_clip_and_begins_anew_at_cuts(nano, styled):
         run(StabiliseClip, source=as_images(source), drawn=as_images(wild[:4]), **options)
 
 
+def test_stabilise_tells_of_other_lengths_and_sizes_before_it_looks_for_motion(monkeypatch):
+    from flux_atelier.core.frames import stabilise
+    from flux_atelier.nodes.clips import StabiliseClip
+
+    looked = []
+    monkeypatch.setattr(stabilise, "best_flow", lambda: lambda a, b: looked.append(a) or torch.zeros(2, *a.shape[1:]))
+    images = as_images(moving(4))
+    for clip, told in ((images[:3], "4 frames and the stylised clip 3"), (images[:, :60, :50], "64 x 64.* 50 x 60")):
+        with pytest.raises(AtelierError, match=told):
+            run(StabiliseClip, source=images, drawn=clip, strength=0.9, detail=0.6)
+    assert not looked
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_images_of_half_precision_stay_so_and_are_worked_on_in_single(nano, styled, kind):
+    """As with ComfyUI's --fp16-intermediates."""
+    from flux_atelier.nodes.clips import StabiliseClip, WarpedNoiseNode
+
+    images = as_images(moving(3)).to(kind)
+    half = restyled(nano, styled, images, steps=2)
+    single = restyled(nano, styled, images.float(), steps=2)
+    assert half.dtype == kind and torch.equal(half, single.to(kind))
+    options = dict(strength=0.9, detail=0.6)
+    single = run(StabiliseClip, source=images.float(), drawn=half.float(), **options).args[0]
+    for source in (images, images.float()):
+        held = run(StabiliseClip, source=source, drawn=half, **options).args[0]
+        assert held.dtype == kind and torch.equal(held, single.to(kind))
+    latent = {"samples": torch.zeros(3, 4, 8, 8)}
+    noises = [run(WarpedNoiseNode, images=i, seed=7, finer=2).args[0] for i in (images, images.float())]
+    assert torch.equal(*(noise.generate_noise(latent) for noise in noises))
+
+
+def test_a_value_that_is_no_number_stays_in_its_place(nano, styled):
+    from flux_atelier.nodes.clips import StabiliseClip, WarpedNoiseNode
+
+    images = as_images(moving(4))
+    hurt = images.clone()
+    hurt[1, 20, 20, 0] = float("nan")
+    assert restyled(nano, styled, hurt, steps=2).isfinite().all()
+    for source, clip in ((hurt, images), (images, hurt)):
+        assert run(StabiliseClip, source=source, drawn=clip, strength=0.9, detail=0.6).args[0].isfinite().all()
+    noise = run(WarpedNoiseNode, images=hurt, seed=7, finer=1).args[0]
+    assert noise.generate_noise({"samples": torch.zeros(4, 4, 8, 8)}).isfinite().all()
+
+
+def test_a_drawn_frame_comes_to_where_its_start_is(monkeypatch):
+    """A VAE may put pictures on another device than the graph's: only the device matters here, so nothing is drawn."""
+    from types import SimpleNamespace
+
+    from flux_atelier.core.frames.restyle import Sketch
+    from flux_atelier.core.style.structure import layout_kept
+    from flux_atelier.nodes.host import clips
+
+    vae = SimpleNamespace(
+        encode=lambda images: torch.zeros(1, 4, 2, 2), decode=lambda latent: torch.zeros(1, 16, 16, 3)
+    )
+    monkeypatch.setattr(clips, "in_model_scale", lambda model, latent: latent)
+    monkeypatch.setattr(clips.comfy.sample, "sample_custom", lambda model, noise, *more, **named: noise)
+    painter = clips.ClipPainter(None, None, vae, ("",), 3.5, 0.6, 4, layout_kept(0.0, 0.3, (16, 16)))
+    frame = torch.empty(3, 16, 16, device="meta")
+    made = painter._drawn(Sketch(frame, frame, torch.zeros(4, 2, 2), 0, 0), [], torch.ones(2))
+    assert made.device == frame.device and made.dtype == torch.float32
+
+
 def flickering(count=20, size=(48, 64)):
     rng = torch.Generator().manual_seed(2)
     base = torch.rand(3, *size, generator=rng) * 0.4 + 0.3

@@ -216,6 +216,13 @@ def test_structure_is_kept_as_far_as_it_is_asked(nano, painted):
     assert near[0] < near[1] < near[2]
 
 
+def test_layouts_are_as_many_as_pictures(nano, painted):
+    guided = node("KeepStructure", nano[0], {"samples": painted.repeat(2, 1, 1, 1)}, **STRUCTURE)
+    assert drawn(guided, nano, count=2, steps=1).shape == (2, 16, 8, 8)
+    with pytest.raises(AtelierError, match="2 latents whose layout is kept, for 3 pictures"):
+        drawn(guided, nano, count=3, steps=1)
+
+
 def test_latents_of_another_model_are_told(nano):
     alien = {"samples": torch.zeros(1, 4, 8, 8)}
     for name, options in (("KeepStructure", STRUCTURE), ("StyleReference", STYLE)):

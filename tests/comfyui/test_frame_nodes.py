@@ -3,6 +3,7 @@
 import io as streams
 import threading
 from fractions import Fraction as F
+from pathlib import Path
 
 import comfy.model_management as memory
 import pytest
@@ -122,6 +123,9 @@ def test_what_is_wrong_is_told(clip, folders):
     assert frames.InterpolateFrames.validate_inputs(rate=None, source_rate=None) is True
     assert frames.InterpolateVideo.validate_inputs(rate="2x", name=None) is True
     assert "leads out" in frames.InterpolateVideo.validate_inputs(rate="2x", name="../../a")
+    assert "Of source_rate" in frames.InterpolateFrames.validate_inputs(rate="2x", source_rate="fast")
+    for name in ("a" * 250, "日" * 90, "a\0b"):
+        assert "cannot be a file's" in frames.InterpolateVideo.validate_inputs(rate="2x", name=name)
     with pytest.raises(AtelierError, match="There are no frames"):
         smooth(clip[:0])
     with pytest.raises(AtelierError, match=r"needs a model\..* Fetch RIFE Model"):
@@ -194,6 +198,12 @@ def test_a_cancel_does_not_wait_for_a_slow_flow(clip, monkeypatch):
 @pytest.fixture
 def source(folders, tmp_path):
     return film(tmp_path / "holiday.mp4", frames=30)
+
+
+def test_a_long_name_of_a_film_is_cut(source, folders):
+    film = source.rename(source.with_name("日" * 80 + ".mp4"))
+    made = smooth_video(video_of(film), rate="48").args[0].get_stream_source()
+    assert Path(made).stem.startswith("日" * 60) and len(Path(made).name.encode()) < 255
 
 
 def test_a_video_has_its_rate_and_its_sound_as_it_was(source, folders):

@@ -100,12 +100,25 @@ def test_single_pictures_have_no_motion(folders):
         ({"labels": "../x"}, "no name of a file"),
         ({"name": "../../x"}, "leads out of"),
         ({"name": " "}, "Give the folder a name"),
+        ({"name": "a/" + "x" * 260}, "at most 100 bytes"),
+        ({"name": "a\0b"}, "no name of a folder"),
+        ({"labels": "x" * 260}, "at most 100 bytes"),
+        ({"labels": "a\0b"}, "no name of a file"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_written(folders, inputs, words):
     with pytest.raises(AtelierError, match=words):
         measure(**{"name": "refused"} | inputs)
     assert not (folders / "output" / "flux_atelier" / "metrics" / "refused").exists()
+
+
+def test_images_of_half_precision_are_measured_in_single(folders):
+    """As with ComfyUI's --fp16-intermediates."""
+    source, drawn = moving().half(), moving(noise=0.05).half()
+    half = measure(source=source, clips={"clip0": drawn}, reference=source[:1], name="half").args[0]
+    single = measure(source=source.float(), clips={"clip0": drawn.float()}, reference=source[:1].float(), name="single")
+    assert half == single.args[0]
+    assert measure(source=source.float(), clips={"clip0": drawn}, reference=source[:1], name="mixed").args[0] == half
 
 
 def test_names_are_checked_before_the_queue_with_the_grown_input():
@@ -244,7 +257,7 @@ def test_where_files_cannot_be_linked_they_are_copied(folders, tmp_path, monkeyp
     ],
 )  # fmt: skip
 def test_what_browsers_do_not_play_is_made_anew(folders, tmp_path, ending, codec, sound, pixels):
-    from flux_atelier.nodes.metrics import played_as
+    from flux_atelier.core.frames.playable import played_as
 
     source = film(tmp_path / f"a.{ending}", codec, sound, pixels=pixels)
     assert played_as(source) is None
@@ -262,7 +275,7 @@ def test_what_browsers_do_not_play_is_made_anew(folders, tmp_path, ending, codec
 
 
 def test_uneven_times_are_kept(folders, tmp_path):
-    from flux_atelier.nodes.metrics import evenly
+    from flux_atelier.core.frames.playable import evenly
 
     def when(times, rate=8):
         stamped = ((Fraction(t), n) for n, t in enumerate(times))

@@ -85,6 +85,10 @@ def test_mistakes_are_told(nano):
 
     with pytest.raises(AtelierError, match="1 prompt for 2 masks"):
         regions(nano, prompts="one")
+    with pytest.raises(AtelierError, match="lora2 has no mask"):
+        regions(nano, loras={"lora2": {"a": torch.zeros(1)}})
+    with pytest.raises(AtelierError, match="2 masks in mask0"):
+        regions(nano, masks=halves() | {"mask0": torch.ones(2, 64, 64)})
     assert "no number" in RegionalPrompts.validate_inputs(strengths="much")
     assert RegionalPrompts.validate_inputs(strengths="1, .5") is True
 

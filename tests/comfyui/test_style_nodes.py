@@ -144,6 +144,19 @@ def test_a_mask_for_each_picture_and_one_of_another_size(nano, painter, images):
         stylised(nano, painter, images[:2], mask=torch.ones(3, 8, 8))
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_pictures_of_half_precision_take_a_mask_and_stay_so(nano, painter, images, kind):
+    """As with ComfyUI's --fp16-intermediates; masks stay float32 there."""
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, :24], mask[:, :, 24:32] = 1, 0.5
+    half = images[:2].to(kind)
+    for color in ("drawn", "source"):
+        drawn = stylised(nano, painter, half, mask=mask, color=color, steps=4)
+        single = stylised(nano, painter, half.float(), mask=mask, color=color, steps=4)
+        assert drawn.dtype == kind and torch.equal(drawn[:, :, 32:], half[:, :, 32:])
+        assert (drawn.float() - single).abs().max() < 0.04
+
+
 @pytest.mark.parametrize("size", [(50, 70), (9, 33)])
 def test_sizes_and_transparency_stay(nano, painter, images, size):
     alpha = torch.rand(1, *size, 1, generator=torch.Generator().manual_seed(2))
@@ -239,6 +252,25 @@ def test_a_mask_strength_and_alpha_of_a_transfer():
     assert torch.equal(made[..., 3:], alpha) and torch.equal(made[:, :, 30:, :3], clip[:, :, 30:])
     assert torch.allclose(made[:, :, :30, :3], colored(clip[:, :, :30], reference).args[0], atol=1e-4)
     assert torch.equal(colored(clip, reference, strength=0.0).args[0], clip)
+
+
+@pytest.mark.parametrize("method", ["mkl", "reinhard", "histogram"])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_colours_of_half_precision_are_worked_on_in_single(method, kind):
+    clip, reference = torch.cat([shot(1), shot(2)]).to(kind), shot(3)[:1].to(kind)
+    mask = torch.linspace(0, 1, clip.shape[2]).expand(1, *clip.shape[1:3])
+    given = dict(method=method, shots="each shot", mask=mask)
+    half, single = (colored(c, r, **given) for c, r in ((clip, reference), (clip.float(), reference.float())))
+    half, single = (getattr(found, "args", (found,))[0] for found in (half, single))
+    assert half.dtype == kind and (half.float() - single).abs().max() < 0.01
+
+
+def test_a_value_that_is_no_number_hides_no_cut():
+    clip = torch.cat([shot(1), shot(2)])
+    found = colored(clip, shot(3)[:1], shots="each shot")
+    clip[1, 4, 4, 0] = float("nan")
+    hurt = colored(clip, shot(3)[:1], shots="each shot")
+    assert hurt.ui == found.ui
 
 
 def test_saved_prompts_without_the_added_inputs_still_run():

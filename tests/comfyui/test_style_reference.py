@@ -25,6 +25,10 @@ from flux_atelier.core.errors import AtelierError
 from flux_atelier.trainer.nano import judge, scenes
 
 
+def test_of_a_black_mask_nothing_is_taken(nano, painted):
+    assert node("StyleReference", nano[0], {"samples": painted}, None, torch.zeros(1, 64, 64), **STYLE) is nano[0]
+
+
 def test_no_strength_is_no_patch(nano, painted):
     assert node("StyleReference", nano[0], {"samples": painted}, **STYLE | {"strength": 0.0}) is nano[0]
 

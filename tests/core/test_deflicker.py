@@ -1,10 +1,11 @@
 """The deflicker, worked by hand and by law."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
-from test_stream import film, packets
+from test_stream import film, open_files, packets, shown
 
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.evaluation.metrics import flicker
@@ -16,7 +17,7 @@ from flux_atelier.core.frames.deflicker import (
     measure_levels,
     smooth_course,
 )  # fmt: skip
-from flux_atelier.core.frames.video import read_frames, write_video
+from flux_atelier.core.frames.video import Clip, probe, read_frames, write_video
 
 RATE = Fraction(24)
 
@@ -124,6 +125,64 @@ def test_a_film_that_cannot_be_written_is_told(tmp_path):
         (source, source, "one of the files"),
         (source, tmp_path / "b.mkv", "another ending"),
         (odd, tmp_path / "b.mp4", "sound of s.mkv. Convert"),
+        (tmp_path / "none.mp4", tmp_path / "b.mp4", "none.mp4 cannot be opened as a video"),
+        (Path(__file__), tmp_path / "b.mp4", "test_deflicker.py cannot be opened as a video"),
     ):
         with pytest.raises(AtelierError, match=words):
             deflicker_file(given, out, DeflickerOptions(), print)
+
+
+UNEVEN = [Fraction(n, 1000) for n in (0, 40, 75, 90, 130, 200, 233, 300)]
+
+
+def evened_file(source, out):
+    deflicker_file(source, out, DeflickerOptions(), lambda *_: None)
+    return out
+
+
+def test_a_film_keeps_its_times_and_its_shape(tmp_path):
+    """The shape is that of a PAL film in 16:9."""
+    like = Clip(16, 16, RATE, 8, start=Fraction(1, 8), aspect=Fraction(64, 45), tick=Fraction(1, 1000))
+    source = tmp_path / "a.mp4"
+    write_video(source, clip(8), RATE, like=like, stamps=UNEVEN)
+    assert shown(source) == [Fraction(1, 8) + t for t in UNEVEN]
+    assert probe(source).aspect == Fraction(64, 45)
+    out = evened_file(source, tmp_path / "b.mp4")
+    assert shown(out) == shown(source)
+    assert (probe(out).start, probe(out).aspect) == (Fraction(1, 8), Fraction(64, 45))
+    assert shown(evened_file(out, tmp_path / "c.mp4")) == shown(source)
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.mp4"])
+def test_sound_stays_with_the_picture(tmp_path, name):
+    """The picture begins more than a second behind the sound."""
+    source = film(tmp_path / name, RATE, 16, first=30)
+    assert probe(source).start > 1
+    out = evened_file(source, tmp_path / "b.mp4")
+    start = probe(source).start
+    assert all(abs(a - start - n / RATE) < Fraction(1, 5000) for n, a in enumerate(shown(out)))
+    pairs = zip(packets(source), packets(out), strict=True)
+    assert all(abs(a[1] - b[1]) < Fraction(1, 500) for a, b in pairs)
+
+
+def test_times_that_stand_still_go_on_by_the_finest_step(tmp_path):
+    like = Clip(16, 16, RATE, 3, tick=Fraction(1, 1000))
+    write_video(tmp_path / "a.mp4", clip(3), RATE, like=like, stamps=[Fraction(0), Fraction(0), Fraction(1, 10)])
+    times = shown(tmp_path / "a.mp4")
+    assert 0 == times[0] < times[1] < Fraction(1, 1000) and times[2] == Fraction(1, 10)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not tell what is open")
+@pytest.mark.parametrize("stop_at", [3, 25])
+def test_a_stopped_film_holds_no_file(tmp_path, stop_at):
+    source, held = film(tmp_path / "s.mp4", RATE, 16), None
+
+    def stop(done, *_):
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    try:
+        deflicker_file(source, tmp_path / "b.mp4", DeflickerOptions(), stop)
+    except KeyboardInterrupt:
+        held = open_files(tmp_path)  # while the error is on its way, as where a copy of the source is removed
+    assert held == []

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from flux_atelier.core.errors import AtelierError
-from flux_atelier.core.style.color import LinearMap, Still, fit_map, tabulate
-from flux_atelier.core.style.lut import read_cube, write_cube
+from flux_atelier.core.style.color import SIZES, LinearMap, Still, fit_map, tabulate
+from flux_atelier.core.style.lut import LONGEST, read_cube, write_cube
 
 
 def pictures(seed):
@@ -51,6 +51,8 @@ def test_a_domain_and_comments_are_read(tmp_path):
         ("LUT_3D_SIZE 2\n0 0 0\n", "1 entries for LUT_3D_SIZE 2"),
         ("LUT_1D_SIZE 2\n0 0 0\n1 1 1\n", "LUT_1D_SIZE in line 1"),
         ("LUT_3D_SIZE 2\n0 0 zero\n", "Line 2"),
+        ("LUT_3D_SIZE 2\nLUT_3D_INPUT_RANGE 0\n0 0 0\n", "Line 2"),
+        ("LUT_3D_SIZE 2\nLUT_3D_INPUT_RANGE 1 1\n" + "0 0 0\n" * 8, "domain"),
         ("LUT_3D_SIZE 2\n0 0 nan\n", "Line 2"),
         ("LUT_3D_SIZE 2\nDOMAIN_MIN 1 1 1\n" + "0 0 0\n" * 8, "domain"),
         ("", "0 entries"),
@@ -66,7 +68,7 @@ def test_a_damaged_file_is_told(tmp_path, text, told):
 def test_a_missing_file_and_a_wrong_size_are_told(tmp_path):
     with pytest.raises(AtelierError, match="no file"):
         read_cube(tmp_path / "none.cube")
-    with pytest.raises(AtelierError, match="2 to 256"):
+    with pytest.raises(AtelierError, match="2 to 129"):
         tabulate(Still(), 1)
 
 
@@ -84,3 +86,32 @@ def test_ffmpeg_applies_a_file_as_we_do(tmp_path):
     theirs = torch.from_numpy(graph.pull().to_ndarray(format="rgb24")).float() / 255
     ours = read_cube(path)((colors / 255).permute(2, 0, 1)[None]).clamp(0, 1)[0].permute(1, 2, 0)
     assert (ours - colors / 255).abs().max() > 0.1 and (theirs - ours).abs().max() <= 1.01 / 255
+
+
+ROWS = "\n".join(f"{r} {g} {b}" for b in (0, 1) for g in (0, 1) for r in (0, 1))
+
+
+def test_a_file_of_resolve_has_one_range_for_all_channels(tmp_path):
+    file = tmp_path / "resolve.cube"
+    file.write_text(f"LUT_3D_SIZE 2\nLUT_3D_INPUT_RANGE 0.0 2.0\n{ROWS}\n")
+    table = read_cube(file)
+    assert (table.low, table.high) == ((0.0,) * 3, (2.0,) * 3)
+    assert torch.allclose(table(torch.full((1, 3, 1, 1), 0.5)), torch.tensor(0.25))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path):
+    file = tmp_path / "mark.cube"
+    file.write_text(f"LUT_3D_SIZE 2\n{ROWS}\n", encoding="utf-8-sig")
+    assert len(read_cube(file).table) == 2
+
+
+def test_the_largest_table_that_can_be_made_can_be_read(tmp_path):
+    """By size alone: the longest line that the reader takes, times the entries."""
+    longest = "-999999.999999 " * 3
+    assert len(longest) * SIZES[1] ** 3 + 1000 < LONGEST
+    with pytest.raises(AtelierError, match=f"{SIZES[0]} to {SIZES[1]}"):
+        tabulate(Still(), SIZES[1] + 1)
+    file = tmp_path / "fine.cube"
+    file.write_text(f"LUT_3D_SIZE {SIZES[1] + 1}\n0 0 0\n")
+    with pytest.raises(AtelierError, match=f"LUT_3D_SIZE {SIZES[1] + 1}.* {SIZES[0]} to {SIZES[1]}"):
+        read_cube(file)

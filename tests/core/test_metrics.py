@@ -12,6 +12,7 @@ from flux_atelier.core.evaluation.grid import COLORS
 from flux_atelier.core.evaluation.metric_plot import check_names, metric_plot, write_measured
 from flux_atelier.core.evaluation.metrics import (
     MOST_PIXELS,
+    _in_step,
     color_distance,
     flicker,
     judge,
@@ -274,13 +275,14 @@ def test_what_does_not_fit_is_told_by_name(drawn, words):
     "names, words",
     [
         ([""], "no name of a file"), ([".."], "no name of a file"), (["a/b"], "no name of a file"),
-        (["a\nb"], "no name of a file"), (["a", "b", "A"], "Two clips are called 'A'"),
+        (["a\nb"], "no name of a file"), (["a\0b"], "no name of a file"),
+        (["Ö" * 51], "at most 100 bytes"), (["x" * 260], "at most 100 bytes"), (["a", "b", "A"], "Two clips are called 'A'"),
     ],
 )  # fmt: skip
 def test_names_that_are_no_names_of_files(names, words):
     with pytest.raises(AtelierError, match=words):
         check_names(names)
-    check_names(["drawn", "held at 0.9", "Öl"])
+    check_names(["drawn", "held at 0.9", "Öl", "Ö" * 50])
 
 
 def test_the_folder_holds_a_file_for_each_clip_and_the_plot(tmp_path):
@@ -341,3 +343,29 @@ def test_the_command_says_what_is_wrong_and_writes_nothing(films, tmp_path, draw
     with pytest.raises(AtelierError, match=words):
         command(films / "source.mp4", *(films / f"{d}.mp4" for d in drawn), "--out", tmp_path / "out", *more)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_equal_frame_leaves_the_mean_likeness_a_number():
+    """The mean is that of the squared errors: 0 and 0.01 have 0.005, which is 23.01 dB."""
+    source = [torch.full((3, 16, 16), 0.5)] * 2
+    drawn = [source[0], torch.full((3, 16, 16), 0.6)]
+    found = judge(source, drawn, flow=still)
+    assert found.frames[0].psnr == math.inf
+    assert found.mean("psnr") == pytest.approx(23.0103, abs=1e-3)
+    assert judge(source, source, flow=still).mean("psnr") == math.inf
+    assert "inf" not in score_table({"drawn": found})
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_is_judged_in_single(kind):
+    source, drawn = ([frame.to(kind) for frame in shot(25, 3, noise)] for noise in (0.0, 0.05))
+    assert judge(source, drawn) == judge([f.float() for f in source], [f.float() for f in drawn])
+    assert judge([f.float() for f in source], drawn) == judge(source, drawn)
+
+
+def test_clips_come_to_where_the_source_is(monkeypatch):
+    monkeypatch.setattr("flux_atelier.core.evaluation.metrics._colours", lambda frame, what: frame)
+    frames = [torch.empty(3, 16, 16)]
+    meta = [torch.empty(3, 16, 16, device="meta")]
+    ((plain, drawn),) = _in_step(iter(meta), {"drawn": iter(frames)})
+    assert drawn["drawn"].device == plain.device

@@ -69,7 +69,7 @@ def test_with_nothing_on_it_is_frame_by_frame(noise):
     for number, (frame, picture, sketch) in enumerate(zip(frames, drawn, seen, strict=True)):
         seed = 5 + number * (noise == "fresh")
         alone = torch.randn(1, *LATENT, generator=torch.Generator().manual_seed(seed))[0]
-        assert sketch.start is frame
+        assert torch.equal(sketch.start, frame) and sketch.start is sketch.source
         assert sketch.number == number
         assert torch.equal(sketch.noise, alone)
         assert torch.equal(picture, painted(sketch))
@@ -85,7 +85,7 @@ def test_noise_moves_as_the_clips_noise_does():
 def test_a_still_clip_starts_from_what_was_drawn_by_its_share():
     frame = moving(1)[0]
     drawn, seen = run([frame, frame], changed(ALONE, coherence=0.75), flow=still)
-    assert seen[0].start is frame
+    assert torch.equal(seen[0].start, frame)
     assert torch.allclose(seen[1].start, 0.25 * frame + 0.75 * drawn[0], atol=1e-5)
 
 
@@ -104,7 +104,7 @@ def test_a_cut_begins_anew():
     both, seen = run([*first, *second], options)
     alone, _ = run(second, options)
     assert [s.shot for s in seen] == [0, 0, 0, 1, 1, 1]
-    assert seen[3].start is second[0]
+    assert torch.equal(seen[3].start, second[0])
     assert all(torch.equal(a, b) for a, b in zip(both[3:], alone, strict=True))
     _, warped = run([*first, *second], RestyleOptions())
     assert abs((warped[2].noise * warped[3].noise).mean()) < 0.25
@@ -197,3 +197,42 @@ def test_it_holds_no_more_frames_than_it_says():
 def test_no_frames_give_no_frames():
     assert run([], RestyleOptions())[0] == []
     assert run([], RestyleOptions(anchor_every=3))[0] == []
+
+
+@pytest.mark.parametrize("anchor_every", [0, 2])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_is_worked_on_in_single(kind, anchor_every):
+    frames = [frame.to(kind) for frame in moving(4)]
+    options = RestyleOptions(anchor_every=anchor_every)
+    drawn, _ = run(frames, options, Painter(lambda sketch: painted(sketch).to(kind)))
+    single, _ = run([frame.float() for frame in frames], options, Painter(lambda s: painted(s).to(kind).float()))
+    assert all(frame.dtype == torch.float32 for frame in drawn)
+    assert all(torch.equal(a, b) for a, b in zip(drawn, single, strict=True))
+
+
+@pytest.mark.parametrize("anchor_every", [0, 2])
+def test_a_value_that_is_no_number_does_not_spread(anchor_every):
+    frames = moving(5)
+    options = RestyleOptions(anchor_every=anchor_every)
+    hurt = [frame.clone() for frame in frames]
+    hurt[1][0, 20, 30] = float("nan")
+    drawn, _ = run(hurt, options)
+    assert all(frame.isfinite().all() for frame in drawn)
+
+    def failing(sketch):
+        picture = painted(sketch)
+        if sketch.number == 2:
+            picture[1, 10, 10] = float("inf")
+            picture[1, 20, 20] = float("nan")
+        return picture
+
+    drawn, _ = run(frames, options, Painter(failing))
+    assert all(frame.isfinite().all() for frame in drawn)
+
+
+def test_what_is_drawn_elsewhere_comes_to_where_the_frames_are(monkeypatch):
+    monkeypatch.setattr("flux_atelier.core.frames.restyle.is_cut", lambda first, second: False)
+    frames = [torch.empty_like(frame, device="meta") for frame in moving(3)]
+    options = RestyleOptions(noise="fixed", palette=0)
+    drawn, _ = run(frames, options, Painter(lambda s: torch.zeros(3, *SIZE)), lambda a, b: known(a, b).to(a))
+    assert [frame.device.type for frame in drawn] == ["meta"] * 3

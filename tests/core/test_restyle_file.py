@@ -2,10 +2,11 @@
 
 from contextlib import closing
 from fractions import Fraction as F
+from pathlib import Path
 
 import pytest
 import torch
-from test_stream import film, packets, shown, with_subtitles
+from test_stream import emptied, film, halved, open_files, packets, shown, with_subtitles
 
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.frames.restyle import Canvas, RestyleOptions, restyle
@@ -17,7 +18,7 @@ from flux_atelier.core.frames.restyle_file import (
     fitted_frame,
     restyle_file,
 )
-from flux_atelier.core.frames.stream import partial_of
+from flux_atelier.core.frames.stream import Segment, partial_of
 from flux_atelier.core.frames.video import open_video, probe, read_frames
 
 RATE = F(24)
@@ -189,3 +190,85 @@ def test_the_key_tells_what_differs():
     keys = {film_key("a", FilmOptions(), 1), film_key("b", FilmOptions(), 1), film_key("a", FilmOptions(frames=2), 1)}
     assert len(keys | {film_key("a", FilmOptions(), 2)}) == 4
     assert film_key("a", FilmOptions(), 1) in keys
+
+
+def test_what_plays_after_a_stop_is_not_the_source(source, tmp_path):
+    partial = tmp_path / "b.partial.mp4"
+    partial.write_bytes(source.read_bytes())
+    with pytest.raises(AtelierError, match="one of the files that are read"):
+        run(partial, tmp_path / "b.mp4")
+    assert [p.name for p in tmp_path.iterdir()] == ["b.partial.mp4"]
+
+
+@pytest.mark.parametrize("harm", [emptied, halved, Path.unlink])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_damaged_segment_begins_anew(source, tmp_path, harm, which):
+    """The memory lies behind what is left, and there is none for an earlier frame."""
+    out = tmp_path / "b.mp4"
+    with pytest.raises(Stop):
+        run(source, out, painter=Painter(28))
+    harm(sorted((tmp_path / ".b.mp4.segments").glob("*.mp4"))[which])
+    painter = Painter()
+    run(source, out, painter=painter)
+    assert painter.numbers == list(range(30))
+    assert shown(out) == [n / RATE for n in range(30)]
+
+
+def test_a_damaged_memory_begins_anew(source, tmp_path):
+    out = tmp_path / "b.mp4"
+    with pytest.raises(Stop):
+        run(source, out, painter=Painter(14))
+    halved(tmp_path / ".b.mp4.segments" / "state.safetensors")
+    painter = Painter()
+    run(source, out, painter=painter)
+    assert painter.numbers == list(range(30))
+    assert shown(out) == [n / RATE for n in range(30)]
+
+
+@pytest.mark.parametrize(("stop", "begins"), [(3, 0), (7, 0), (16, 0), (24, 16)])
+def test_a_cancel_while_a_span_is_written_goes_on_from_a_frame_that_is_known(
+    source, tmp_path, monkeypatch, stop, begins
+):
+    """Frames between anchors are written together, and only the last of them has a memory."""
+    options, out, count = RestyleOptions(anchor_every=5), tmp_path / "b.mp4", 0
+    add = Segment.add
+
+    def stopped(segment, frame):
+        nonlocal count
+        count += 1
+        if count == stop:
+            raise KeyboardInterrupt
+        add(segment, frame)
+
+    monkeypatch.setattr(Segment, "add", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, out, options=options)
+    monkeypatch.undo()
+    painter = Painter()
+    steps = run(source, out, painter=painter, options=options)
+    assert shown(out) == [n / RATE for n in range(30)]
+    assert min(painter.numbers) == begins
+    whole = {s.done: s.frame for s in run(source, tmp_path / "c.mp4", options=options) if s.frame is not None}
+    assert all(torch.equal(s.frame, whole[s.done]) for s in steps if s.frame is not None)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not tell what is open")
+@pytest.mark.parametrize("error", [Stop, AtelierError])
+def test_a_stopped_run_holds_no_file(source, tmp_path, error):
+    copy, held = tmp_path / "a.mp4", None
+    copy.write_bytes(source.read_bytes())
+    try:
+        run(copy, tmp_path / "b.mp4", painter=Painter(5, error))
+    except error:
+        held = open_files(tmp_path)
+    assert held == []
+
+
+def test_a_length_that_matroska_hides_is_told_by_its_seconds(tmp_path):
+    a = film(tmp_path / "a.mkv", RATE, 30)
+    assert probe(a).frames == 0
+    assert run(a, tmp_path / "b.mkv")[0].total in range(29, 33)
+    assert run(a, tmp_path / "c.mkv", FilmOptions(first_frame=10))[0].total in range(19, 23)
+    assert run(a, tmp_path / "d.mkv", FilmOptions(frames=4))[0].total == 4
+    with pytest.raises(AtelierError, match=r"no frame 100; it has about (29|3\d)\."):
+        run(a, tmp_path / "e.mkv", FilmOptions(first_frame=100))

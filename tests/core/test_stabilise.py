@@ -180,3 +180,36 @@ def test_carried_between_is_trusted_as_its_better_side():
     assert all(trust.eq(1).all() for _, trust in between)
     alone = carry_between(source, {0: first}, still, resets=[2])
     assert alone[1][1].eq(1).all() and alone[2][1].eq(0).all()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_is_worked_on_in_single(kind):
+    source = moving(3)
+    drawn = [frame.to(kind) for frame in restyled(source)]
+    known_to_be = list(stabilise(source, [frame.float() for frame in drawn], flow=known))
+    for given in (source, [frame.to(kind) for frame in source]):
+        held = list(stabilise(given, drawn, flow=known))
+        assert all(frame.dtype == torch.float32 and frame.isfinite().all() for frame in held)
+        assert all(
+            (a - b).abs().max() < 0.15 and (a - b).abs().mean() < 2e-3 for a, b in zip(held, known_to_be, strict=True)
+        )
+
+
+def test_a_value_that_is_no_number_does_not_spread():
+    source = moving(4)
+    drawn = restyled(source)
+    fine = list(stabilise(source, drawn, flow=known))
+    for clip in (source, drawn):
+        hurt = [frame.clone() for frame in clip]
+        hurt[1][0, 40, 60] = float("nan")
+        pair = (hurt, drawn) if clip is source else (source, hurt)
+        held = list(stabilise(*pair, flow=known))
+        assert all(frame.isfinite().all() for frame in held)
+        assert (held[3] - fine[3]).abs().mean() < 2e-3
+
+
+def test_a_source_elsewhere_comes_to_where_the_drawn_clip_is():
+    source = moving(2)
+    drawn = [torch.empty_like(frame, device="meta") for frame in source]
+    held = list(stabilise(source, drawn, flow=lambda a, b: known(a, b).to(a)))
+    assert [frame.device.type for frame in held] == ["meta"] * 2

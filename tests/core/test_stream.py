@@ -1,6 +1,9 @@
 """Video file to video file: exact times, sound bit for bit, stopping, going on, and what a container cannot hold."""
 
+import os
+from contextlib import closing
 from fractions import Fraction as F
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +103,17 @@ def packets(path, kind="audio"):
         return [
             (bytes(p), p.pts * p.time_base, (p.duration or 0) * p.time_base) for p in opened.demux(stream) if p.size
         ]
+
+
+def open_files(folder):
+    """Names of the files in a folder that this process holds open, as far as the system tells."""
+    names = []
+    for handle in Path("/proc/self/fd").glob("*"):
+        try:
+            names.append(Path(os.readlink(handle)))
+        except FileNotFoundError:  # the one that lists the folder
+            continue
+    return sorted({path.name for path in names if path.is_relative_to(folder)})
 
 
 def run(source, out, target, options=SHORT, between=blend):
@@ -351,3 +365,71 @@ def test_a_start_and_the_shape_of_pixels_are_read(tmp_path):
 )
 def test_rounded_times_mean_the_grid(seconds, rate, tick, meant):
     assert on_grid(seconds, rate, tick) == meant
+
+
+def test_what_plays_after_a_stop_is_not_the_source(tmp_path):
+    """The partial file is removed at the end."""
+    a = film(tmp_path / "b.partial.mp4", frames=3)
+    with pytest.raises(AtelierError, match="one of the files that are read"):
+        run(a, tmp_path / "b.mp4", F(48))
+    assert [p.name for p in tmp_path.iterdir()] == ["b.partial.mp4"]
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def halved(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def shortened(path):
+    """A film that plays, of fewer frames than its name says."""
+    path.write_bytes(path.with_name("000000060-000000070.mp4").read_bytes())
+
+
+@pytest.mark.parametrize("harm", [emptied, halved, shortened, Path.unlink])
+def test_a_damaged_segment_is_made_again_with_all_behind_it(tmp_path, harm):
+    a, b = film(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+    with closing(retime_file(a, b, F(60), blend, SHORT)) as work:
+        while next(work).done < 70:
+            pass
+    harm(tmp_path / ".b.mp4.segments" / "000000020-000000040.mp4")
+    assert run(a, b, F(60))[0].done == 20
+    assert shown(b) == [k / F(60) for k in range(75)]
+
+
+def test_a_damaged_first_segment_begins_anew(tmp_path):
+    a, b = film(tmp_path / "a.mp4"), tmp_path / "b.mp4"
+    with closing(retime_file(a, b, F(60), blend, SHORT)) as work:
+        while next(work).done < 30:
+            pass
+    emptied(tmp_path / ".b.mp4.segments" / "000000000-000000020.mp4")
+    assert run(a, b, F(60))[0].done == 1
+    assert shown(b) == [k / F(60) for k in range(75)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not tell what is open")
+def test_a_segment_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    a, kept, fsync = film(tmp_path / "a.mp4"), [], os.fsync
+
+    def told(handle):
+        kept.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", told)
+    run(a, tmp_path / "b.mp4", F(60))
+    assert [name for name in kept if name.endswith("0.part") and name[0] == "0"] == [
+        f"{n:09d}.part" for n in (0, 20, 40, 60)
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not tell what is open")
+@pytest.mark.parametrize("error", [Cancel, AtelierError])
+def test_a_stopped_run_holds_no_file(tmp_path, error):
+    a, held = film(tmp_path / "a.mp4"), None
+    try:
+        run(a, tmp_path / "b.mp4", F(60), between=cancels(25, error))
+    except error:
+        held = open_files(tmp_path)  # while the error is on its way, as where a copy of the source is removed
+    assert held == []

@@ -137,7 +137,10 @@ def test_rates_as_people_write_them(text, rate):
     assert parse_rate(text, F(24)) == rate
 
 
-@pytest.mark.parametrize("text", ["", "fast", "0", "-3", "1/0", "x", "5000"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "fast", "0", "-3", "1/0", "x", "5000", "1e2", "1e9999999999", "2e9999999999x", "1/" + "3" * 40, "inf", "nan"],
+)
 def test_what_is_no_rate_is_told(text):
     with pytest.raises(AtelierError, match=r"is no frame rate up to 1000.* or 2x\."):
         parse_rate(text, F(24))

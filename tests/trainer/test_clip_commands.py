@@ -2,17 +2,19 @@
 
 import argparse
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
 from test_restyle import moving
-from test_stream import film, packets
+from test_stream import film, open_files, packets, shown
 
 from flux_atelier.core.errors import AtelierError
 from flux_atelier.core.evaluation.metrics import flicker, judge
 from flux_atelier.core.frames.restyle import RestyleOptions, restyle
-from flux_atelier.core.frames.video import probe, read_frames, write_video
+from flux_atelier.core.frames.video import Clip, probe, read_frames, write_video
 from flux_atelier.core.lora.formats import read_lora
+from flux_atelier.trainer.commands import clips
 from flux_atelier.trainer.commands.clips import COMMANDS, canvas_of
 from flux_atelier.trainer.draw import PipelineArtist, Restyling, flux_pipeline
 from flux_atelier.trainer.encoders import FileEncoder
@@ -115,3 +117,59 @@ def test_restyle_draws_a_film_and_goes_on_after_a_stop(tmp_path, sound, monkeypa
     assert packets(out) == packets(source)
     source_frames, drawn = list(read_frames(source)), list(read_frames(out))
     assert (drawn[5] - source_frames[5]).abs().mean() > 0.03
+
+
+def test_stabilise_keeps_the_times_and_the_shape_of_what_was_drawn(tmp_path, sound, unrest):
+    like = Clip(96, 96, RATE, 12, Fraction(3, 8), Fraction(64, 45), tick=Fraction(1, 1000))
+    stamps = [Fraction(80 * n + 10 * (n % 3), 1000) for n in range(12)]
+    plain, drawn = written(tmp_path / "a.mp4", moving(12), None), tmp_path / "b.mp4"
+    write_video(drawn, unrest, RATE, sound, like, stamps)
+    run("stabilise", plain, drawn, "--out", tmp_path / "c.mp4")
+    assert shown(tmp_path / "c.mp4") == shown(drawn) == [Fraction(3, 8) + t for t in stamps]
+    assert probe(tmp_path / "c.mp4").aspect == Fraction(64, 45)
+    assert packets(tmp_path / "c.mp4") == packets(drawn)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not tell what is open")
+def test_a_stopped_stabilise_holds_no_file(tmp_path, unrest, monkeypatch):
+    plain, drawn = (
+        written(tmp_path / name, frames, None) for name, frames in (("a.mp4", moving(12)), ("b.mp4", unrest))
+    )
+
+    def stopped(source, stylised, *_, **__):
+        yield from (frame for frame, _ in zip(stylised, range(3), strict=False))
+        next(source)
+        raise KeyboardInterrupt
+
+    held = None
+    monkeypatch.setattr(clips, "stabilise", stopped)
+    try:
+        run("stabilise", plain, drawn, "--out", tmp_path / "c.mp4")
+    except KeyboardInterrupt:
+        held = open_files(tmp_path)
+    assert held == []
+
+
+@pytest.mark.parametrize("other", ["transformer.safetensors", "vae/weights.safetensors", None])
+def test_restyle_does_not_go_on_with_another_model_in_the_same_place(tmp_path, artist, monkeypatch, other):
+    source, out, model = written(tmp_path / "a.mp4", practice.moving_shape(4), None), tmp_path / "b.mp4", tmp_path / "m"
+    for part in ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"):
+        (model / part).mkdir(parents=True)
+        (model / part / "weights.safetensors").write_bytes(b"one")
+    (model / "transformer.safetensors").write_bytes(b"one")
+    monkeypatch.setattr(clips, "artist_of", lambda _: artist)
+    words = [source, "--out", out, "--model", model / "transformer.safetensors", "--parts", model, "--steps", 1]
+    stopped = clips.followed
+
+    def once(steps, place):
+        steps = iter(steps)
+        next(steps), next(steps)
+        steps.close()
+        monkeypatch.setattr(clips, "followed", stopped)
+        return iter(())
+
+    monkeypatch.setattr(clips, "followed", once)
+    run("restyle", *words)
+    if other:
+        (model / other).write_bytes(b"another")
+    assert (run("restyle", *words)[0] == "going on behind frame 2") == (other is None)

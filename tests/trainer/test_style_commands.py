@@ -237,6 +237,17 @@ def test_one_map_for_all_pictures_there_and_through_a_cube(place, capsys, method
     assert (opened(place / "one" / "0.png") - alone).abs().max() <= 0.51 / 255
 
 
+def test_transparency_outlives_other_colours(place, capsys):
+    with Image.open(place / "0.png") as picture:
+        clear = picture.convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    clear.save(place / "clear.png")
+    run(capsys, "color", place / "clear.png", "--reference", place / "1.png", "--out", place / "made")
+    with Image.open(place / "made" / "clear.png") as made:
+        assert made.mode == "RGBA"
+        assert made.getchannel("A").tobytes() == clear.getchannel("A").tobytes()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -247,6 +258,9 @@ def test_one_map_for_all_pictures_there_and_through_a_cube(place, capsys, method
         (["stylise", "0.png", "--out", "x", "--strength", "1.5"], "0 to 1"),
         (["stylise", "0.png", "--out", "."], "one of the files that are read"),
         (["stylise", "0.png", "--out", "x", "--structure", "2"], "structure is 2"),
+        (["edit", "0.png", "--source", "a", "--target", "b", "--out", "x.txt"], "ends in .png"),
+        (["stylise", "0.png", "--out", "x", "--mask", "odd.png"], "41 x 50 pixels"),
+        (["color", "0.png", "--reference", "1.png", "--cube", "x.txt"], "ends in .cube"),
         (["color", "0.png", "--reference", "1.png"], "nothing to write"),
         (["color", "0.png", "--map", "a.cube", "--cube", "b.cube", "--out", "x"], "Leave out one"),
         (["color", "0.png", "--map", "a.cube", "--out", "x"], "no file a.cube"),

@@ -1,7 +1,9 @@
 """deflicker, stabilise and restyle: steady films, file to file."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
 
 from torch import Tensor
@@ -14,14 +16,14 @@ from ...core.frames.restyle import Canvas, RestyleOptions, Sketch
 from ...core.frames.restyle_file import Film, FilmOptions, canvas_size, film_key, restyle_file
 from ...core.frames.stabilise import StabiliseOptions, stabilise
 from ...core.frames.stream import source_key
-from ...core.frames.video import probe, read_frames, write_video
+from ...core.frames.video import probe, read_frames, stamped_frames, write_video
 from ...core.options import Options
 from ...core.style.edit import Edit, redraw
 from ...core.style.structure import PIXELS, from_strength, layout_kept, with_structure
 from ..draw import PipelineArtist, Restyling, levels_for
 from .frames import followed
 from .style import add_lora, artist_of
-from .train import add_model
+from .train import add_model, model_files
 
 
 def add_film(parser: argparse.ArgumentParser, *options: type[Options]) -> None:
@@ -35,11 +37,12 @@ def add_film(parser: argparse.ArgumentParser, *options: type[Options]) -> None:
 def cuts_of(path: Path) -> list[int]:
     """Numbers of the frames of a film that begin a new shot."""
     cuts, before = [], None
-    for number, frame in enumerate(read_frames(path)):
-        now = thumbnail(frame)
-        if before is not None and change_between(before, now) is Change.CUT:
-            cuts.append(number)
-        before = now
+    with closing(read_frames(path)) as frames:
+        for number, frame in enumerate(frames):
+            now = thumbnail(frame)
+            if before is not None and change_between(before, now) is Change.CUT:
+                cuts.append(number)
+            before = now
     return cuts
 
 
@@ -69,9 +72,18 @@ def run_stabilise(args) -> Iterator[str]:
     refuse_overwriting(args.out, [args.source, args.drawn])
     check_sound(args.drawn)
     cuts = cuts_of(args.source)
-    frames = stabilise(read_frames(args.source), read_frames(args.drawn), options, resets=cuts)
-    count = write_video(args.out, frames, probe(args.drawn).rate, sound=args.drawn)
+    clip, stamps = probe(args.drawn), []
+    with closing(read_frames(args.source)) as source, closing(stamped_frames(args.drawn)) as stamped:
+        frames = stabilise(source, noted(stamped, stamps), options, resets=cuts)
+        count = write_video(args.out, frames, clip.rate, args.drawn, clip, stamps)
     yield f"{args.out}: {counted(count, 'frame')}, {counted(len(cuts) + 1, 'shot')}"
+
+
+def noted(stamped: Iterable[tuple[Fraction, Tensor]], stamps: list[Fraction]) -> Iterator[Tensor]:
+    """Frames alone, while their times are added to a list."""
+    for stamp, frame in stamped:
+        stamps.append(stamp)
+        yield frame
 
 
 def add_restyle(parser: argparse.ArgumentParser) -> None:
@@ -91,10 +103,10 @@ def run_restyle(args) -> Iterator[str]:
 
     how, part, options = (read_options(kind, args) for kind in (Restyling, FilmOptions, RestyleOptions))
     size = canvas_size(probe(args.video), part.longest_side)
+    artist = artist_of(args)
     lora = source_key(args.lora) if args.lora else ""
     drawing = [
-        args.model,
-        str(args.parts),
+        model_keys(args),
         lora,
         args.lora_strength,
         args.prompt,
@@ -102,8 +114,16 @@ def run_restyle(args) -> Iterator[str]:
         options.model_dump(),
     ]
     film = Film(args.video, args.out, part, film_key(source_key(args.video), part, *drawing))
-    canvas = canvas_of(artist_of(args), args.prompt or [""], how, size)
+    canvas = canvas_of(artist, args.prompt or [""], how, size)
     yield from followed(restyle_file(film, canvas, options), args.out)
+
+
+def model_keys(args) -> list[str]:
+    """The files that the model arguments name, each by its place, size and time."""
+    files = model_files(args)
+    parts = (files.transformer, files.vae, files.clip, files.clip_tokenizer, files.t5, files.t5_tokenizer)
+    within = (sorted(part.rglob("*")) if part.is_dir() else [part] for part in parts)
+    return [source_key(file) for found in within for file in found if file.is_file()]
 
 
 def canvas_of(artist: PipelineArtist, prompts: list[str], how: Restyling, size: tuple[int, int]) -> Canvas:

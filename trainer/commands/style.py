@@ -21,6 +21,7 @@ from ..encoders import FileEncoder
 from .train import add_model, device_of, model_files
 
 WALK = ("source_guidance", "target_guidance", "steps", "seed")
+ENDINGS = (".png", ".jpg", ".jpeg")
 METHODS = {"flowedit": FlowEditOptions, "rf-inversion": InversionOptions}
 
 
@@ -82,6 +83,8 @@ def run_stylise(args) -> Iterator[str]:
     out = files_to_write(args.out, args.pictures)
     reference = to_tensor(open_picture(args.color_from)) if args.color_from else None
     how = read_options(Restyling, args)
+    for source in args.pictures:  # plain mistakes are told before a model is loaded
+        read_mask(args.mask, to_tensor(open_picture(source)))
     artist = artist_of(args)
     for source, target in zip(args.pictures, out, strict=True):
         picture = to_tensor(open_picture(source))
@@ -134,6 +137,8 @@ def run_edit(args) -> Iterator[str]:
             raise AtelierError(
                 f"--{odd.replace('_', '-')} belongs to --method {name}. Leave it out, or change the method."
             )
+    if args.out.suffix.lower() not in ENDINGS:
+        raise AtelierError(f"--out is {args.out.name}. Give a name that ends in {', '.join(ENDINGS)}.")
     refuse_overwriting(args.out, [args.picture])
     picture = to_tensor(open_picture(args.picture))
     mask = read_mask(args.mask, picture)
@@ -177,6 +182,8 @@ def run_color(args) -> Iterator[str]:
         raise AtelierError("There is nothing to write. Give --out FOLDER, --cube FILE, or both.")
     if args.map and (args.cube or "method" in vars(args)):
         raise AtelierError("--cube and --method make a map, and --map gives one. Leave out one of the two.")
+    if args.cube and args.cube.suffix.lower() != ".cube":
+        raise AtelierError(f"--cube is {args.cube.name}. Give a name that ends in .cube.")
     out = files_to_write(args.out, args.pictures) if args.out else []
     pictures = Opened(args.pictures)
     fitted = (
@@ -186,8 +193,12 @@ def run_color(args) -> Iterator[str]:
         yield "the pictures or the reference are flat: there are no colours to bring over"
     if args.cube:
         yield str(write_cube(args.cube, tabulate(fitted, args.size, options.strength), args.cube.stem))
-    for target, picture in zip(out, pictures, strict=False):
-        save_picture(target, to_picture(mapped(fitted, picture, options.strength, bool(args.map))))
+    for target, source, picture in zip(out, args.pictures, pictures, strict=False):
+        made = to_picture(mapped(fitted, picture, options.strength, bool(args.map)))
+        alpha = open_mask(source, alpha=True)
+        if alpha.getextrema()[0] < 255:
+            made.putalpha(alpha)
+        save_picture(target, made)
         yield str(target)
 
 

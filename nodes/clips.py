@@ -39,13 +39,13 @@ class StabiliseClip(io.ComfyNode):
     @classmethod
     def execute(cls, source, drawn, **options) -> io.NodeOutput:
         refuse_unlike(source, drawn)
-        wanted, out = StabiliseOptions(**options), torch.empty_like(drawn[..., :3])
+        wanted, out = StabiliseOptions(**options), torch.empty_like(planes(drawn))
         progress, previews = host.Progress(max(1, len(drawn)), cls.hidden.unique_id), Previews()
         cuts = cuts_in(source)
         for number, frame in enumerate(stabilise(planes(source), planes(drawn), wanted, resets=cuts)):
-            out[number] = frame.permute(1, 2, 0)
+            out[number] = frame
             progress.at(number + 1, previews.of(frame))
-        return io.NodeOutput(with_planes(drawn, planes(out)), ui={"text": [counted(len(cuts) + 1, "shot")]})
+        return io.NodeOutput(with_planes(drawn, out), ui={"text": [counted(len(cuts) + 1, "shot")]})
 
 
 def refuse_unlike(source: Tensor, drawn: Tensor) -> None:
@@ -76,14 +76,14 @@ class Deflicker(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, **options) -> io.NodeOutput:
-        wanted, out = DeflickerOptions(**options), torch.empty_like(images[..., :3])
+        wanted, out = DeflickerOptions(**options), torch.empty_like(planes(images))
         progress, previews = host.Progress(max(1, len(images)), cls.hidden.unique_id), Previews()
-        found, cuts = measure_levels(planes(images)), cuts_in(images)
+        found, cuts = measure_levels(host.noticed(planes(images))), cuts_in(images)
         aim = aimed_levels(found, wanted, cuts)
         for number, frame in enumerate(deflicker(planes(images), found, aim, wanted)):
-            out[number] = frame.permute(1, 2, 0)
+            out[number] = frame
             progress.at(number + 1, previews.of(frame))
-        return io.NodeOutput(with_planes(images, planes(out)), ui={"text": [counted(len(cuts) + 1, "shot")]})
+        return io.NodeOutput(with_planes(images, out), ui={"text": [counted(len(cuts) + 1, "shot")]})
 
 
 class DeflickerVideo(io.ComfyNode):

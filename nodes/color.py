@@ -22,14 +22,15 @@ ENDING = ".cube"
 
 
 def planes(images: Tensor) -> Tensor:
-    """IMAGE as [B, 3, H, W], without alpha."""
-    return images[..., :3].permute(0, 3, 1, 2)
+    """IMAGE as [B, 3, H, W], without alpha; grey becomes three alike."""
+    colors = images[..., :3] if images.shape[-1] > 2 else images[..., :1].expand(-1, -1, -1, 3)
+    return colors.permute(0, 3, 1, 2)
 
 
 def with_planes(images: Tensor, drawn: Tensor) -> Tensor:
     """IMAGE with other colours, [B, 3, H, W], and the alpha that it had."""
-    colors = drawn.permute(0, 2, 3, 1)
-    return torch.cat([colors, images[..., 3:]], -1) if images.shape[-1] > 3 else colors.contiguous()
+    colors, alpha = drawn.permute(0, 2, 3, 1), images.shape[-1] in (2, 4)
+    return torch.cat([colors, images[..., -1:]], -1) if alpha else colors.contiguous()
 
 
 def masks_of(mask: Tensor | None, images: Tensor) -> Tensor | None:

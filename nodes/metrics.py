@@ -27,12 +27,11 @@ CHUNK = 2**24  # bytes copied between two looks for a cancel
 
 def metrics_folder(name: str) -> Path:
     """Where figures go: output/flux_atelier/metrics/<name>; raises AtelierError for a name that leads out or is none."""
-    folder = host.named(host.output_folder("flux_atelier", "metrics"), name)
     if not name.strip().isprintable():
         raise AtelierError(f"The name is {name!r}, which is no name of a folder. Use letters, digits and spaces.")
     if any(len(part.encode()) > LONGEST for part in Path(name.strip()).parts):
         raise AtelierError(f"A folder's name has more than {LONGEST} bytes. Give one of at most {LONGEST} bytes.")
-    return folder
+    return host.named(host.output_folder("flux_atelier", "metrics"), name)
 
 
 def called(labels: str, sockets: Iterable[str]) -> list[str]:
@@ -185,7 +184,7 @@ def to_show(video, node_id: str | None) -> dict[str, Any]:
         parts = video.get_components()
         count, rate = len(parts.images), Fraction(parts.frame_rate).limit_denominator(100_000)
         progress = host.Progress(count, node_id)
-        write_film(out, watched(frames_of(parts.images), progress), rate, noticed(wave_frames(parts.audio)))
+        write_film(out, watched(frames_of(parts.images), progress), rate, host.noticed(wave_frames(parts.audio)))
     else:
         with host.video_file(video) as source:
             container = played_as(source)
@@ -195,7 +194,7 @@ def to_show(video, node_id: str | None) -> dict[str, Any]:
                 clip = probe(source)
                 progress = host.Progress(max(1, clip.frames), node_id)
                 frames = watched(evenly(stamped_frames(source), clip.rate), progress)
-                write_film(out, frames, clip.rate, noticed(sound_frames(source, clip.start)), clip.aspect)
+                write_film(out, frames, clip.rate, host.noticed(sound_frames(source, clip.start)), clip.aspect)
     with open_video(out) as container:
         rate, heard = float(frame_rate(container.streams.video[0])), bool(container.streams.audio)
     return {"filename": out.name, "subfolder": "", "type": "temp", "rate": rate, "sound": heard}
@@ -215,13 +214,6 @@ def copy(source: Path, part: Path) -> None:
         while chunk := given.read(CHUNK):
             taken.write(chunk)
             host.check_cancel()
-
-
-def noticed(sound: Iterator[Any]) -> Iterator[Any]:
-    """The same sound, with a cancel noticed at each piece."""
-    for piece in sound:
-        host.check_cancel()
-        yield piece
 
 
 def watched(frames: Iterable[torch.Tensor], progress: host.Progress) -> Iterator[torch.Tensor]:

@@ -89,12 +89,12 @@ class RestyleFrames(io.ComfyNode):
             height + -height % TOKEN, width + -width % TOKEN, values["seed"]
         )
         progress, previews = host.Progress(len(images), cls.hidden.unique_id), Previews()
-        out = torch.empty_like(images[..., :3])
+        out = torch.empty_like(planes(images))
         for number, frame in enumerate(restyle(frames, canvas, options_of(values))):
             seen = frame[:, :height, :width]
-            out[number] = seen.permute(1, 2, 0)
+            out[number] = seen
             progress.at(number + 1, previews.of(seen))
-        return io.NodeOutput(with_planes(images, planes(out)))
+        return io.NodeOutput(with_planes(images, out))
 
 
 class RestyleVideo(io.ComfyNode):

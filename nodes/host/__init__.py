@@ -31,6 +31,7 @@ from .nano import load_nano_model as load_nano_model
 from .nano import load_nano_vae as load_nano_vae
 from .progress import Progress as Progress
 from .progress import check_cancel as check_cancel
+from .progress import noticed as noticed
 from .progress import prompt_server as prompt_server
 from .regions import Region as Region
 from .regions import regional as regional

@@ -2,11 +2,14 @@
 
 import math
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import comfy.model_management as memory
 import comfy.utils
 from PIL import Image
 
+Item = TypeVar("Item")
 EVENT = "flux_atelier.step"
 EVENT_SECONDS = 0.4  # at most so often a running node speaks to the browser
 
@@ -45,3 +48,10 @@ def prompt_server():
 
 def check_cancel() -> None:
     memory.throw_exception_if_processing_interrupted()
+
+
+def noticed(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, with a cancel noticed at each."""
+    for item in items:
+        check_cancel()
+        yield item

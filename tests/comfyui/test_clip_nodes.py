@@ -305,6 +305,24 @@ def beside(path):
     return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_grey_images_are_worked_on_as_three_alike(comfyui, channels):
+    from flux_atelier.nodes.clips import Deflicker, StabiliseClip
+    from flux_atelier.nodes.color import TransferColor
+
+    grey = torch.rand(4, 32, 48, channels, generator=torch.Generator().manual_seed(0))
+    three = torch.cat([grey[..., :1].expand(-1, -1, -1, 3), grey[..., 1:]], -1)
+    red = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 0.2, 0.2])
+    for node, given in (
+        (Deflicker, lambda images: dict(images=images, strength=1.0, window=9, contrast=True)),
+        (StabiliseClip, lambda images: dict(source=images, drawn=images, strength=0.9, detail=0.6)),
+        (TransferColor, lambda images: dict(images=images, reference=red, strength=1.0)),
+    ):
+        made = run(node, **given(grey))[0]
+        assert made.shape == (4, 32, 48, 3 + channels - 1)
+        assert torch.allclose(made, run(node, **given(three))[0], atol=1e-4)
+
+
 def test_deflicker_video_streams_with_its_sound(folders, tmp_path):
     from flux_atelier.nodes.clips import DeflickerVideo
 
